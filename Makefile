@@ -1,0 +1,47 @@
+# gansynth: the first call of any target makes .venv, later ones reuse it while the requirements in settings.ini are unchanged.
+SHELL := /bin/bash
+.SHELLFLAGS := -eu -o pipefail -c
+.ONESHELL:
+.DEFAULT_GOAL := help
+export PATH := $(CURDIR)/.venv/bin:$(PATH)
+export PYDEVD_DISABLE_FILE_VALIDATION := 1
+export JUPYTER_PREFER_ENV_PATH := 1
+CHAPTERS := $(filter-out nbs/index.ipynb,$(wildcard nbs/*.ipynb nbs/studies/*.ipynb))
+QUIET := GANSYNTH_PROGRESS=off PYTHONWARNINGS=ignore
+EXECUTE := $(QUIET) jupyter nbconvert --log-level=ERROR --execute --ExecutePreprocessor.timeout=600 --ExecutePreprocessor.extra_arguments=--log-level=40
+
+.PHONY: help report test lab export render readme bench gpu
+help:      ## this list
+	@grep -E '^[a-z]+: .*##' Makefile | sed -E 's/:[^#]*## /\t/' | expand -t 10
+
+report: .venv/ready  ## run the study at profile quick and write report/index.html
+	@gansynth run nih_pneumonia
+	gansynth report
+
+test: .venv/ready    ## chapters, front page and tests
+	@OMP_NUM_THREADS=1 $(QUIET) nbdev_test --n_workers 2 --do_print
+	python -m pytest -q tests
+
+lab: .venv/ready     ## JupyterLab on the front page
+	@jupyter lab index.ipynb
+
+export: .venv/ready  ## notebooks -> gansynth/*.py, and clean the notebooks
+	@nbdev_export
+	nbdev_clean
+
+render: .venv/ready  ## run every notebook at smoke size and keep its outputs, then export and readme
+	@for nb in $(CHAPTERS) index.ipynb; do echo $$nb; $(EXECUTE) --to notebook --inplace $$nb; done
+	$(MAKE) --no-print-directory export readme
+
+readme: .venv/ready  ## index.ipynb -> README.md
+	@$(EXECUTE) --to markdown --output README --TagRemovePreprocessor.enabled=True --TagRemovePreprocessor.remove_cell_tags=hide index.ipynb
+
+bench: .venv/ready   ## speed of the training loops, as ratios measured side by side
+	@python tests/bench.py
+
+gpu: .venv/ready     ## the published sizes on a GPU, then the report
+	@gansynth run nih_pneumonia --profile paper -p device=cuda
+	gansynth report
+
+.venv/ready: settings.ini setup.py .ci/setup
+	@.ci/setup

@@ -1,0 +1,51 @@
+"What the tests share: small sources with one fault each, and the command line in a subprocess."
+import os, subprocess, sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+ROOT = Path(__file__).resolve().parents[1]
+COMMAND = str(Path(sys.executable).with_name('gansynth'))
+SHARED = ROOT.parent/'shared'/'data'
+
+needs_real_data = pytest.mark.skipif(not (SHARED/'pneumoniamnist').is_dir(), reason='no real images beside the checkout (../shared/data)')
+
+
+def gansynth(*args, cwd=None, **env):
+    "Run the command line; returns the finished process."
+    return subprocess.run([COMMAND, *map(str, args)], cwd=cwd or ROOT, capture_output=True, text=True, env=os.environ | env, timeout=600)
+
+
+def snapshot(folder):
+    "{path: bytes} of every file below a folder."
+    return {p.relative_to(folder).as_posix(): p.read_bytes() for p in sorted(Path(folder).rglob('*')) if p.is_file()}
+
+
+def medmnist_arrays(n=(60, 12, 12), seed=0):
+    "Arrays of a MedMNIST-format file with random images."
+    rng = np.random.default_rng(seed)
+    out = {}
+    for part, k in zip(('train', 'val', 'test'), n):
+        out[f'{part}_images'] = rng.integers(0, 256, (k, 28, 28), 'uint8')
+        out[f'{part}_labels'] = rng.integers(0, 2, (k, 1), 'uint8')
+    return out
+
+
+def image_folder(path, seed=0, **classes):
+    "A folder with a folder of random PNG files for each class: name=number."
+    rng = np.random.default_rng(seed)
+    for name, n in classes.items():
+        (path/name).mkdir(parents=True)
+        for i in range(n): Image.fromarray(rng.integers(0, 256, (32, 32), 'uint8')).save(path/name/f'{i}.png')
+    return path
+
+
+@pytest.fixture(scope='session')
+def smoke_run(tmp_path_factory):
+    "One study through papermill at smoke size: (folder of all runs, folder of the run)."
+    runs = tmp_path_factory.mktemp('runs')
+    done = gansynth('run', 'nih_pneumonia', '--profile', 'smoke', '--runs', runs)
+    assert done.returncode == 0, done.stderr
+    return runs, Path(done.stdout.strip())

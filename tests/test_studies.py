@@ -1,0 +1,231 @@
+"The runner and the command line: one fault each, through the front door."
+import json, os, re, shutil, signal, subprocess, sys, time
+from pathlib import Path
+
+import nbformat
+import numpy as np
+import pandas as pd
+import pytest
+from conftest import COMMAND, ROOT, SHARED, gansynth, image_folder, medmnist_arrays, needs_real_data, snapshot
+
+from gansynth import studies
+from gansynth.core import UserError, load_json, save_json
+from gansynth.studies import Parameter, execute, read_parameters
+
+RUN = ('run', 'nih_pneumonia', '--profile', 'smoke')
+
+
+def test_run_and_report(smoke_run, tmp_path):
+    runs, folder = smoke_run
+    record = load_json(folder/'run.json')
+    assert record['status'] == 'ok' and record['parameters']['seed'] == 0 and record['data']['hash'] and record['environment']['versions']['torch']
+    preds = pd.read_csv(folder/'predictions.csv')
+    assert set(preds.arm) == {'raw', 'gan_aug'} and preds.probability.between(0, 1).all() and not preds.duplicated(['arm', 'image_id']).any()
+    assert len((folder/'test_reads.jsonl').read_text().splitlines()) == 1
+    results = pd.read_csv(folder/'results.csv')
+    n = results.n_images.iloc[0]
+    for v in results.value[results.metric == 'accuracy']: assert abs(v*n-round(v*n)) < 1e-3      # k/n
+    done = gansynth('report', '--runs', runs, '--out', tmp_path/'report')
+    assert done.returncode == 0, done.stderr
+    page = (tmp_path/'report'/'index.html').read_text()
+    for needed in ('constant predictor', 'gan_aug', '0.8599', 'in place of NIH ChestX-ray14', 'never medical evidence', record['data']['hash']): assert needed in page, needed
+    assert page.count('data:image/png;base64') >= 6
+    assert not re.search(r'(src|href)="(?!data:)', page) and 'url(' not in page
+    shown = pd.read_csv(tmp_path/'report'/'results'/'results.csv').query("arm == 'gan_aug' and metric == 'auroc' and seed == 'mean'").value.item()
+    assert f'{shown:.3f}' in page
+
+
+def test_f33_the_same_run_is_not_done_twice(smoke_run):
+    runs, folder = smoke_run
+    before, start = snapshot(folder), time.time()
+    done = gansynth(*RUN, '--runs', runs)
+    assert done.returncode == 0 and 'complete already' in done.stderr and done.stdout.strip() == str(folder)
+    assert snapshot(folder) == before
+
+
+def test_f63_same_seed_same_bits(smoke_run, tmp_path):
+    runs, folder = smoke_run
+    again, other = (gansynth(*RUN, '--runs', tmp_path/str(s), '--seed', s) for s in (0, 1))
+    assert again.returncode == other.returncode == 0
+    for f in ('predictions.csv', 'gan_losses.csv', 'epochs.csv'):
+        assert (Path(again.stdout.strip())/f).read_bytes() == (folder/f).read_bytes(), f
+        assert (Path(other.stdout.strip())/f).read_bytes() != (folder/f).read_bytes(), f
+    a, b = (load_json(Path(r.stdout.strip())/'run.json') for r in (again, other))
+    assert a['data']['hash'] == b['data']['hash'] and a['key'] != b['key']
+
+
+def test_a_damaged_run_is_not_complete(smoke_run, tmp_path):
+    copy = tmp_path/'copy'
+    shutil.copytree(smoke_run[1], copy)
+    key = load_json(copy/'run.json')['key']
+    assert studies.is_complete(copy, key) and not studies.is_complete(copy, 'another key')
+    (copy/'predictions.csv').write_text('image_id\n')
+    assert not studies.is_complete(copy, key)
+
+
+WRONG = [
+    (['-p', 'n_epochs=2'], "did you mean 'n_epoch'?"),                                # F24
+    (['-p', 'a=1;import os=1'], "-p 'a=1;import os=1': no parameter 'a'"),            # F25
+    (['-p', 'a;import os=1'], "'a;import os' is not a parameter name"),
+    (['-p', 'x\nimport os=1'], 'is not a parameter name'),
+    (['-p', 'run_dir=/x'], "no parameter 'run_dir'"),
+    (['-p', 'n_epoch=two'], "n_epoch='two' is not int"),                              # F27
+    (['-p', 'n_epoch=-1'], 'n_epoch=-1 is outside 1 to 1000'),
+    (['-p', 'gan_lr=nan'], 'gan_lr=nan is outside'),
+    (['-p', 'device=gpu'], "device='gpu': "),
+    (['-p', 'seed'], 'expected name=value'),
+    (['--profile', 'quik'], "did you mean 'quick'?"),
+    (['--data', 'nowhere.npz'], 'nowhere.npz'),
+    (['--data', 'phantom:n_patients=1'], 'found one class only'),
+    (['--data', '{tmp}/wrong.npz'], 'wrong.npz is not in MedMNIST format: it lacks train_images'),
+    (['--data', '{tmp}/one_class'], 'found one class only (a)'),
+    (['--data', '{tmp}/one_image'], "too few patients with class 'b' (1 images of 1 patients)"),
+    (['--data', '{tmp}/wrong.npz', '--patients', 'who.csv'], 'lacks train_images'),
+    (['--data', '{tmp}/right.npz', '--patients', 'who.csv'], 'no such patient table'),
+    (['-p', 'image_size=50'], 'image_size=50: known: 128, 32, 64')]
+
+
+@pytest.mark.parametrize('args, says', WRONG, ids=lambda x: '-'.join(x)[:40] if isinstance(x, list) else '')
+def test_f24_f25_f27_wrong_input_is_refused_before_training(smoke_run, tmp_path, args, says):
+    np.savez(tmp_path/'wrong.npz', x=np.zeros(3))
+    np.savez(tmp_path/'right.npz', **medmnist_arrays())
+    image_folder(tmp_path/'one_class', a=5)
+    image_folder(tmp_path/'one_image', a=9, b=1)
+    runs, _ = smoke_run
+    before = snapshot(runs)
+    done = gansynth(*RUN, '--runs', runs, *(a.replace('{tmp}', str(tmp_path)) for a in args))
+    assert done.returncode == 1 and done.stdout == '' and says in done.stderr, done.stderr
+    assert 'Traceback' not in done.stderr and snapshot(runs) == before
+
+
+def test_f24_misspelt_parameter(): assert gansynth(*RUN, '-p', 'epochz=3').returncode == 1
+
+
+def tiny(path, *cells):
+    nb = nbformat.v4.new_notebook(metadata={'kernelspec': {'name': 'python3', 'display_name': 'python3', 'language': 'python'}})
+    for c in cells:
+        nb.cells.append(nbformat.v4.new_code_cell(c))
+        if c.startswith('seed'): nb.cells[-1].metadata['tags'] = ['parameters']
+    nbformat.write(nb, path)
+    return path
+
+
+PARAMETERS = "seed = 0  # 0..9: seed\ndata = 'phantom:n_patients=30'  # source\nimage_size = 32  # 28..64: pixels\nrun_dir = ''  # set by the runner"
+
+
+@pytest.fixture
+def tiny_study(tmp_path, monkeypatch):
+    "A study of three cells in a folder of its own; returns a function that sets its last cell."
+    def make(*cells):
+        tiny(tmp_path/'tiny.ipynb', PARAMETERS, 'from gansynth.studies import finish', *cells)
+        return tmp_path/'runs'
+    monkeypatch.setitem(studies.STUDIES, 'tiny', dict(title='t', question='q', shares={}, profiles={'smoke': {}}))
+    monkeypatch.setattr(studies, 'notebook_path', lambda name: tmp_path/'tiny.ipynb')
+    return make
+
+
+@pytest.mark.parametrize('cells, says', [
+    (['1/0'], 'cell 4 raised ZeroDivisionError'),                                     # F23; cell 2 holds the injected parameters
+    (['import os; os._exit(9)', 'x = 1'], 'the kernel died in cell 4'),               # F21
+    (['x = 1'], 'ended without calling finish'),
+    (["from gansynth.core import UserError\nraise UserError('do this instead')"], 'tiny: do this instead')])
+def test_f21_f23_failure_names_the_cell(tiny_study, cells, says):
+    runs = tiny_study(*cells)
+    with pytest.raises(UserError, match=re.escape(says)): studies.run_study('tiny', 'smoke', runs=runs)
+    folder, = (runs/'tiny').iterdir()
+    record = load_json(folder/'run.json')
+    assert record['status'] == 'failed' and re.search(re.escape(says.removeprefix('tiny: ')), record['error'])
+    assert nbformat.read(folder/'notebook.ipynb', as_version=4).cells
+
+
+def test_f22_timeout(tmp_path):
+    nb = tiny(tmp_path/'a.ipynb', PARAMETERS, 'import time; time.sleep(60)')
+    assert execute(nb, tmp_path/'out.ipynb', {}, tmp_path/'p.json', timeout=2) == ('failed', 'cell 2 took longer than 2 s')
+
+
+def test_failed_run_is_kept_and_repeated(tiny_study):
+    runs = tiny_study("import pathlib\nif not pathlib.Path(run_dir, '..', 'ok').exists(): raise SystemError('first time')", 'finish(run_dir)')
+    with pytest.raises(UserError, match='first time'): studies.run_study('tiny', 'smoke', runs=runs)
+    (runs/'tiny'/'ok').touch()
+    folder = studies.run_study('tiny', 'smoke', runs=runs)
+    assert load_json(folder/'run.json')['status'] == 'ok' and load_json(folder.with_name(folder.name+'.old1')/'run.json')['status'] == 'failed'
+    forced = studies.run_study('tiny', 'smoke', runs=runs, force=True)
+    assert forced == folder and load_json(folder.with_name(folder.name+'.old2')/'run.json')['status'] == 'ok'
+
+
+def test_another_notebook_is_another_run(tiny_study):
+    one = studies.run_study('tiny', 'smoke', runs=tiny_study('finish(run_dir)'))
+    two = studies.run_study('tiny', 'smoke', runs=tiny_study('finish(run_dir) # changed'))
+    three = studies.run_study('tiny', 'smoke', {'data': 'phantom:n_patients=31'}, runs=one.parents[1])
+    assert len({one, two, three}) == 3
+
+
+@pytest.mark.parametrize('edit, says', [(lambda c: c['metadata'].pop('tags'), 'has 0 cells tagged'), (None, 'has 2 cells tagged')])
+def test_f28_parameters_tag(tmp_path, edit, says):
+    "In a copy of the checkout, so that the front door is used."
+    for f in ('settings.ini',): shutil.copy(ROOT/f, tmp_path)
+    (tmp_path/'gansynth').mkdir(); (tmp_path/'nbs'/'studies').mkdir(parents=True)
+    nb = json.loads((ROOT/'nbs'/'studies'/'nih_pneumonia.ipynb').read_text())
+    i = next(i for i, c in enumerate(nb['cells']) if c['metadata'].get('tags') == ['parameters'])
+    edit(nb['cells'][i]) if edit else nb['cells'].append(nb['cells'][i] | {'id': 'second'})
+    (tmp_path/'nbs'/'studies'/'nih_pneumonia.ipynb').write_text(json.dumps(nb))
+    done = gansynth(*RUN, cwd=tmp_path)
+    assert done.returncode == 1 and says in done.stderr and 'tag' in done.stderr, done.stderr
+    assert not (tmp_path/'runs').exists()
+
+
+def test_f26_types():
+    p, t = Parameter('n', 3, 1, 9), Parameter('t', 'x')
+    assert p.check(np.int64(4)) == 4 and type(p.check(np.int64(4))) is int and t.check(Path('/x')) == '/x'
+    for bad in ((1, 2), 2.5, True, None): 
+        with pytest.raises(UserError, match='n='): p.check(bad)
+    import datetime
+    with pytest.raises(UserError, match='t='): t.check(datetime.date(2026, 1, 1))
+
+
+@pytest.mark.parametrize('signum, code', [(signal.SIGINT, 130)])
+def test_f14_interrupted(tmp_path, signum, code):
+    p = subprocess.Popen([COMMAND, *RUN, '--runs', str(tmp_path), '-p', 'gan_steps=100000'], cwd=ROOT, stderr=subprocess.PIPE, text=True, start_new_session=True)
+    for _ in range(600):
+        if list(tmp_path.glob('*/*/progress.json')): break
+        time.sleep(.1)
+    os.killpg(p.pid, signum)
+    _, err = p.communicate(timeout=60)
+    assert p.returncode == code and 'interrupted' in err and 'Traceback' not in err, err
+    record, = tmp_path.glob('*/*/run.json')
+    assert load_json(record)['status'] == 'interrupted'
+
+
+def test_list():
+    done = gansynth('list', '--json')
+    found = json.loads(done.stdout)
+    assert found['networks']['dcgan_generator']['parameters'] == 12_654_336 and found['networks']['dcgan_discriminator']['parameters'] == 11_032_064
+    assert {'raw', 'gan_aug'} <= set(found['arms']) and {'phantom', 'medmnist', 'folder'} <= set(found['sources']) and {'smoke', 'quick', 'paper'} <= set(found['profiles']['nih_pneumonia'])
+    assert 'dcgan_generator' in gansynth('list').stdout
+
+
+def test_report_without_runs(tmp_path):
+    done = gansynth('report', '--runs', tmp_path, '--out', tmp_path/'r')
+    assert done.returncode == 1 and 'no complete run yet' in done.stderr and not (tmp_path/'r').exists()
+
+
+def test_folder_of_images_end_to_end(tmp_path):
+    folder = image_folder(tmp_path/'bones', sound=60, broken=30)
+    pd.DataFrame({'file': [f'{c}/{i}.png' for c, n in (('sound', 60), ('broken', 30)) for i in range(n)], 'patient_id': [f'{c}{i//2}' for c, n in (('s', 60), ('b', 30)) for i in range(n)]}).to_csv(tmp_path/'who.csv', index=False)
+    done = gansynth(*RUN, '--data', 'bones', '--patients', 'who.csv', '--runs', 'out', cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    record = load_json(tmp_path/done.stdout.strip()/'run.json')
+    assert record['data']['classes'] == ['sound', 'broken'] and record['data']['counts']['test']['broken']['patients'] >= 1
+
+
+@needs_real_data
+def test_real_images_end_to_end(tmp_path):
+    d = SHARED/'pneumoniamnist'
+    done = gansynth(*RUN, '--data', d/'pneumoniamnist.npz', '--patients', d/'pneumoniamnist_patient_map.csv', '--runs', tmp_path)
+    assert done.returncode == 0, done.stderr
+    record = load_json(Path(done.stdout.strip())/'run.json')
+    assert record['data']['source']['notes'] == ['96 of 5856 images left out: their patient is unknown.']
+
+
+def test_f61_committed_results_name_no_path():
+    for p in [*ROOT.glob('results/**/*.json'), *ROOT.glob('results/**/*.csv')]: assert not re.search(r'(?<![\w.:])/(home|root|work|Users|tmp)/', p.read_text()), p
