@@ -13,6 +13,9 @@ from contextlib import contextmanager
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
+# Before torch is loaded: its threads wait for each other by spinning, for milliseconds at a time, and starve where another process shares the cores.
+os.environ.setdefault('GOMP_SPINCOUNT', '3000')
+
 # %% ../nbs/00_core.ipynb #82eb43c1
 class UserError(ValueError):
     "A mistake in the input: the message names the thing and the mend, and is shown without a traceback."

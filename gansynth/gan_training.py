@@ -13,7 +13,7 @@ from itertools import islice
 
 import numpy as np
 import torch
-from torch.nn.functional import softplus
+from torch.nn.functional import pad, softplus
 from safetensors.torch import load_file, save_file
 
 from .core import UserError, atomic, autocast, file_hash, hash_of, load_json, pick_precision, progress, save_json, set_seed
@@ -70,13 +70,13 @@ def noise(n, nz, seed): # images; length of z; seed
     return torch.randn(n, nz, generator=torch.Generator().manual_seed(seed))
 
 @torch.no_grad()
-def draw(G, z, bs=256): # generator; (n,nz) on any device
-    "Images of `G` for the rows of `z`, uint8 (n,h,w) numpy; G's mode is kept."
+def draw(G, z, bs=64): # generator; (n,nz) on any device
+    "Images of `G` for the rows of `z`, uint8 (n,h,w) numpy; always computed in batches of `bs`, so that rounding does not depend on n."
     device, training = next(G.parameters()).device, G.training
     G.eval()
-    out = [to_uint8(G(b.to(device))).cpu() for b in z.split(bs)]
+    out = [to_uint8(G(b.to(device))).cpu() for b in pad(z, (0, 0, 0, -len(z)%bs)).split(bs)]
     G.train(training)
-    return torch.cat(out).numpy()
+    return torch.cat(out)[:len(z)].numpy()
 
 def sample(gan, n, seed=0): # a Gan; images; seed
     "`n` images, uint8 (n,h,w), a function of generator and seed alone."

@@ -30,10 +30,10 @@ STUDIES = {'nih_pneumonia': dict(
     published={'raw': dict(auroc=.7925, accuracy=.62), 'gan_aug': dict(auroc=.8599, accuracy=.79)},
     arms={'raw': 'NG: real images only', 'gan_aug': 'proposed: real and synthetic images'},
     contrast=('gan_aug', 'raw'),
-    shares={'GAN': .42, 'classifier raw': .29, 'classifier gan_aug': .29},
+    shares={'GAN': .52, 'classifier raw': .24, 'classifier gan_aug': .24},
     profiles={
         'smoke': {},
-        'quick': dict(data='phantom:n_patients=600', image_size=64, gan_steps=600, gan_batch=32, n_synthetic=400, clf_batch=96, n_epoch=10, steps_per_epoch=14, lr_steps=40, n_boot=2000),
+        'quick': dict(data='phantom:n_patients=600', image_size=64, gan_steps=450, gan_batch=16, n_synthetic=400, clf_batch=96, n_epoch=8, steps_per_epoch=14, lr_steps=30, n_boot=2000),
         'paper': dict(data='phantom:n_patients=2450', image_size=64, gan_steps=3000, gan_batch=400, n_synthetic=2000, clf_batch=96, n_epoch=20, steps_per_epoch=72, lr_steps=100, n_boot=2000)})}
 
 def find_study(name): # of a study
@@ -62,7 +62,7 @@ class Parameter:
         kind, given = type(self.default), value.item() if hasattr(value, 'item') else str(value) if isinstance(value, Path) else value # np.int64, Path
         if kind is float and type(given) is int: given = float(given)
         if type(given) is not kind: raise UserError(f'{self.name}={value!r} is {type(value).__name__}, expected {kind.__name__} like {self.default!r}')
-        if self.choices and given not in self.choices: raise UserError(f'{self.name}={value!r}: {did_you_mean(given, self.choices)}')
+        if self.choices and str(given) not in self.choices: raise UserError(f'{self.name}={value!r}: {did_you_mean(given, self.choices)}')
         if self.low is not None and not self.low <= given <= self.high: raise UserError(f'{self.name}={value!r} is outside {self.low:g} to {self.high:g}')
         return given
 
