@@ -33,8 +33,9 @@ render: .venv/ready  ## run every notebook at smoke size and keep its outputs, t
 	@for nb in $(CHAPTERS) index.ipynb; do echo $$nb; $(EXECUTE) --to notebook --inplace $$nb; done
 	$(MAKE) --no-print-directory export readme
 
-readme: .venv/ready  ## index.ipynb -> README.md
-	@$(EXECUTE) --to markdown --output README --TagRemovePreprocessor.enabled=True --TagRemovePreprocessor.remove_cell_tags=hide index.ipynb
+readme: .venv/ready  ## index.ipynb -> README.md, run first so that it shows what results/ holds now
+	@$(EXECUTE) --to notebook --stdout index.ipynb | jupyter nbconvert --log-level=ERROR --stdin --to markdown --output README \
+	  --TagRemovePreprocessor.enabled=True --TagRemovePreprocessor.remove_cell_tags=hide --TagRemovePreprocessor.remove_input_tags=hide_input
 
 bench: .venv/ready   ## speed of the training loops, as ratios measured side by side
 	@python tests/bench.py

@@ -6,7 +6,7 @@
 __all__ = ['OPTIONS', 'run', 'report', 'collect', 'everything', 'list_all', 'look', 'parser', 'main']
 
 # %% ../nbs/90_cli.ipynb #fa6dae34
-import argparse, json, sys
+import argparse, json, sys, warnings
 from pathlib import Path
 
 from .core import UserError, root
@@ -34,9 +34,12 @@ def collect(a):
     from gansynth.studies import collect
     print(collect(a.study, a.to, a.runs, pixels=False))
 
+# %% ../nbs/90_cli.ipynb #5ecde52a
 def everything():
     "{networks, studies, sources, arms, profiles}: what `gansynth list --json` prints."
-    from gansynth import classifiers, data, generators, regimes, studies
+    with warnings.catch_warnings():
+        warnings.simplefilter('ignore') # fastai's own, about versions to come
+        from gansynth import classifiers, data, generators, regimes, studies
     return dict(networks=generators.list_networks(generators.NETWORKS | classifiers.NETWORKS), sources={k: f.__doc__ for k, f in data.SOURCES.items()}, arms={k: f.__doc__ for k, f in regimes.ARMS.items()},
                 studies={k: s['question'] for k, s in studies.STUDIES.items()}, profiles={k: s['profiles'] for k, s in studies.STUDIES.items()})
 
@@ -48,13 +51,14 @@ def list_all(a):
     print('networks', *(f"  {k:22} {v['parameters']:>12,}  {v['about']}" for k, v in found['networks'].items()), sep='\n')
     print('profiles', *(f"  {k:22} {', '.join(v)}" for k, v in found['profiles'].items()), sep='\n')
 
+# %% ../nbs/90_cli.ipynb #1f5f8ea6
 def look(a):
     "Load and split a data set as a study would, and print the counts."
     from gansynth.data import counts_table, load, split
     m = split(load(a.data, a.size, a.patients or '', a.classes or '', a.positive or ''), 0, a.imbalance_ratio).manifest
     print(json.dumps(m, indent=1) if a.json else '\n'.join([counts_table(m).to_string(), f"images (patients); split {m['hash'][:10]}", *m['source']['notes']]))
 
-# %% ../nbs/90_cli.ipynb #5ecde52a
+# %% ../nbs/90_cli.ipynb #9fc22451
 def parser():
     "The argument parser of the command line."
     p = argparse.ArgumentParser('gansynth', description='Would synthetic images from a GAN make my classifier better?')
@@ -79,7 +83,7 @@ def parser():
     s.add_argument('--json', action='store_true', help='for machines')
     return p
 
-# %% ../nbs/90_cli.ipynb #1f5f8ea6
+# %% ../nbs/90_cli.ipynb #a87fc75c
 def main(argv=None): # list of arguments; None = those of the process
     "The command `gansynth`; returns the exit code."
     a = parser().parse_args(argv)

@@ -8,13 +8,14 @@ __all__ = ['OKABE_ITO', 'UserError', 'did_you_mean', 'root', 'atomic', 'save_tex
            'progress', 'use_style', 'show_images', 'save_figure']
 
 # %% ../nbs/00_core.ipynb #4fff0061
-import difflib, hashlib, json, os, platform, random, sys, time
+import os
+# Before torch is loaded: its threads wait for each other by spinning, for milliseconds at a time, and starve where another process shares the cores.
+os.environ.setdefault('GOMP_SPINCOUNT', '3000')
+
+import difflib, hashlib, json, platform, random, sys, time
 from contextlib import contextmanager
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-
-# Before torch is loaded: its threads wait for each other by spinning, for milliseconds at a time, and starve where another process shares the cores.
-os.environ.setdefault('GOMP_SPINCOUNT', '3000')
 
 # %% ../nbs/00_core.ipynb #82eb43c1
 class UserError(ValueError):
@@ -107,6 +108,7 @@ def has_bf16(device): # a torch device
     cpu = Path('/proc/cpuinfo')
     return cpu.is_file() and any(f in cpu.read_text() for f in ('avx512_bf16', 'amx_bf16'))
 
+# %% ../nbs/00_core.ipynb #bf75651d
 def pick_precision(name, device): # 'auto', 'bfloat16' or 'float32'; a torch device
     "Name of the precision to train in; `auto` is bfloat16 only where `device` has it natively."
     if name not in ('auto', 'bfloat16', 'float32'): raise UserError(f'precision={name!r}: choose auto, bfloat16 or float32')
@@ -117,7 +119,7 @@ def autocast(precision, device):
     import torch
     return torch.autocast(device.type, torch.bfloat16, enabled=precision == 'bfloat16')
 
-# %% ../nbs/00_core.ipynb #cb68f129
+# %% ../nbs/00_core.ipynb #bae64e9f
 def environment(device=None): # a torch device, or None for a process that used none
     "Versions, processor and device, as a dict that JSON can hold."
     def v(p):
@@ -130,7 +132,7 @@ def environment(device=None): # a torch device, or None for a process that used 
         d |= {'device': torch.cuda.get_device_name() if device.type == 'cuda' else 'cpu', 'threads': torch.get_num_threads()}
     return d
 
-# %% ../nbs/00_core.ipynb #aa3af31e
+# %% ../nbs/00_core.ipynb #0ad75e06
 def clock(seconds): # a duration
     "'1:05' for 65 seconds, '2:00:00' for two hours."
     m, s = divmod(round(seconds), 60)
@@ -148,6 +150,7 @@ def _listener():
     if sys.stderr.isatty(): return lambda *a: print(line(*a), end='\n' if a[1] == a[2] else '\r', file=sys.stderr, flush=True)
     return lambda *a: None
 
+# %% ../nbs/00_core.ipynb #70747774
 def progress(items, # a sequence, or any iterable with `total`
              stage, # what is being done, e.g. 'GAN'
              total=None, every=.5): # number of items; seconds between two messages
@@ -158,7 +161,7 @@ def progress(items, # a sequence, or any iterable with `total`
         yield x
     tell(stage, total, total, time.time()-start)
 
-# %% ../nbs/00_core.ipynb #9c0c0e2e
+# %% ../nbs/00_core.ipynb #49b40041
 OKABE_ITO = ['#0072B2', '#D55E00', '#009E73', '#CC79A7', '#E69F00', '#56B4E9', '#000000']
 
 def use_style():
@@ -168,8 +171,9 @@ def use_style():
                          'axes.spines.top': False, 'axes.spines.right': False, 'axes.prop_cycle': mpl.cycler(color=OKABE_ITO),
                          'axes.grid': True, 'grid.alpha': .25, 'legend.frameon': False, 'image.cmap': 'gray'})
 
+# %% ../nbs/00_core.ipynb #d52baebc
 def show_images(images, # uint8 (n,h,w), or a list of such rows with `ncol`
-                titles=None, ncol=8, title=None, scale=1.1): # a caption for each; columns; heading; inches an image
+                titles=None, ncol=8, title=None, scale=.9): # a caption for each; columns; heading; inches an image
     "A grid of at most 8x8 grey images; returns the figure."
     import matplotlib.pyplot as plt
     images, n = images[:64], min(len(images), 64)

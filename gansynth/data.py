@@ -68,8 +68,9 @@ def _options(text, known): # 'a=1,b=2.5'; {name: default}
         except ValueError: raise UserError(f'phantom option {name}={value!r} is not a number like {known[name]}') from None
     return out
 
-def from_phantom(path, size, **_): # options as text
+def from_phantom(path, size, patients='', classes=''): # options as text
     "Phantom chest X-rays."
+    if patients or classes: raise UserError('the phantom knows its own patients and classes: leave out patients and classes')
     o = _options(path, dict(n_patients=250, prevalence=1/6, difficulty=.5, seed=0))
     try: d = phantom(size=size, **o)
     except ValueError as e: raise UserError(f'phantom: {e}') from None
@@ -95,6 +96,7 @@ def read_patients(path, key): # a CSV file; names of the columns that identify a
         raise UserError(f'{path}: image {next(k for k, c in Counter(k for k, _ in n).items() if c > 1)} has two patients')
     return dict(zip(keys, t[column].str.strip()))
 
+# %% ../nbs/10_data.ipynb #36f89425
 def with_patients(found, keys, table): # what a source found; key of each image; path of the table or ''
     "Set the patient of each image; images without one are left out, and both is noted."
     key_names, keys = keys
@@ -109,7 +111,7 @@ def with_patients(found, keys, table): # what a source found; key of each image;
     found['source']['patients'] = dict(name=Path(table).name, hash=file_hash(table))
     return {k: v[known] if k in ('images', 'names', 'ids', 'hashes') else v for k, v in found.items()} | {'patients': patients[known]}
 
-# %% ../nbs/10_data.ipynb #36f89425
+# %% ../nbs/10_data.ipynb #7ef58834
 PARTS, MEDMNIST_NAMES = ('train', 'val', 'test'), {'pneumoniamnist': 'normal,pneumonia'}
 
 def read_npz(path): # a MedMNIST-format file
@@ -129,6 +131,7 @@ def read_npz(path): # a MedMNIST-format file
         if y.dtype.kind not in 'iu' or y.shape not in ((len(x),), (len(x), 1)): raise UserError(f'{path}: {p}_labels is {y.dtype} {y.shape}, expected whole numbers ({len(x)},1)')
     return a
 
+# %% ../nbs/10_data.ipynb #e0e8976e
 def from_medmnist(path, size, patients='', classes=''):
     "Images of a MedMNIST-format file, its own division ignored."
     if not Path(path).is_file(): raise UserError(f'no such file: {path}')
@@ -143,7 +146,7 @@ def from_medmnist(path, size, patients='', classes=''):
                  hashes=np.array([pixel_hash(i) for i in x]), source=dict(kind='medmnist', name=Path(path).name, hash=file_hash(path), native_size=x.shape[1], notes=[]))
     return with_patients(found, (('split', 'index'), where), patients)
 
-# %% ../nbs/10_data.ipynb #e0e8976e
+# %% ../nbs/10_data.ipynb #dec39d84
 SUFFIXES = ('.png', '.jpg', '.jpeg', '.bmp', '.tif', '.tiff')
 
 def read_image(path, largest=8192): # an image file; pixels of the longest side that is accepted
@@ -160,6 +163,7 @@ def read_image(path, largest=8192): # an image file; pixels of the longest side 
     except UserError: raise
     except Exception as e: raise UserError(f'{path}: not a readable image ({e})') from None # Pillow raises many kinds
 
+# %% ../nbs/10_data.ipynb #731a4593
 def read_images(files): # image files
     "A list of uint8 (h,w); when any is bad, one error names up to 20 of them."
     out, bad = [], []
@@ -184,7 +188,7 @@ def from_folder(path, size, patients='', classes=''):
                  hashes=np.array([pixel_hash(i) for i in raw]), source=dict(kind='folder', name=path.name, notes=[]))
     return with_patients(found, (('file',), [(i,) for i in ids]), patients)
 
-# %% ../nbs/10_data.ipynb #dec39d84
+# %% ../nbs/10_data.ipynb #1aaa90a5
 SOURCES = {'phantom': from_phantom, 'medmnist': from_medmnist, 'folder': from_folder}
 
 def find_source(spec): # 'phantom[:options]', 'medmnist:FILE', 'folder:PATH', or a bare path
@@ -196,6 +200,7 @@ def find_source(spec): # 'phantom[:options]', 'medmnist:FILE', 'folder:PATH', or
     if Path(spec).exists(): raise UserError(f'data={spec}: a file of unknown kind; give an .npz in MedMNIST format or a folder with one folder for each class')
     raise UserError(f'data={spec}: neither a file, nor a folder, nor a source ({did_you_mean(kind, SOURCES)})')
 
+# %% ../nbs/10_data.ipynb #aff6f6ef
 def pick_positive(names, order, kind, positive=''): # names (n,); class names; kind of source; what the user said
     "(negative, positive) class names."
     present = [c for c in order if c in set(names)]
@@ -215,7 +220,7 @@ def load(spec='phantom', # 'phantom[:options]', 'medmnist:FILE', 'folder:PATH', 
     two = pick_positive(f['names'], f['order'], kind, positive)
     return Images(f['images'], (f['names'] == two[1]).astype('int64'), f['patients'].astype(str), f['ids'].astype(str), f['hashes'], two, f['source'])
 
-# %% ../nbs/10_data.ipynb #b4cbb0a6
+# %% ../nbs/10_data.ipynb #81a9279b
 def join_duplicates(patients, hashes): # str (n,), str (n,)
     "Patients (n,) in which those who share an identical picture carry one name, the first in order."
     parent = {p: p for p in patients}
@@ -234,7 +239,7 @@ def refuse_contradictions(data): # Images
     bad = t[t.groupby('h').y.transform('nunique') > 1].sort_values('h')
     if len(bad): raise UserError(f'{bad.h.nunique()} pictures carry both labels, e.g. {", ".join(bad.i[bad.h == bad.h.iloc[0]])}: remove or relabel them')
 
-# %% ../nbs/10_data.ipynb #1aaa90a5
+# %% ../nbs/10_data.ipynb #25f3a193
 def patient_order(patients, seed): # unique names; split seed
     "The names in the order of SHA-256('seed:name')."
     return sorted(patients, key=lambda p: hashlib.sha256(f'{seed}:{p}'.encode()).hexdigest())
@@ -249,7 +254,7 @@ def split_parts(patients, labels, seed=0, ratios=(.8, .1, .1)): # str (n,); 0/1 
         part |= {p: 'test' if i < n_test else 'valid' if i < n_test+n_valid else 'train' for i, p in enumerate(who)}
     return np.array([part[p] for p in patients])
 
-# %% ../nbs/10_data.ipynb #a9dd2830
+# %% ../nbs/10_data.ipynb #de63e7f7
 def rebalance(data, ratio, seed=0): # Images; negatives for each positive, 0 = leave as it is
     "Images in which one class was under-sampled by patient, in hash order, to `ratio` negatives for each positive."
     n_pos, n_neg = (data.labels == 1).sum(), (data.labels == 0).sum()
@@ -261,7 +266,7 @@ def rebalance(data, ratio, seed=0): # Images; negatives for each positive, 0 = l
         keep.add(p); kept += n[p]
     return data.take((data.labels != label) | np.isin(data.patients, list(keep)))
 
-# %% ../nbs/10_data.ipynb #654b95d2
+# %% ../nbs/10_data.ipynb #c0d35e0b
 class SealedError(RuntimeError): "The test part was touched before the final evaluation."
 
 class SealedTest:
@@ -279,7 +284,7 @@ class SealedTest:
             with open(self.log, 'a', encoding='utf-8') as f: f.write(json.dumps({'read': self.reads, 'reason': reason, 'time': time.strftime('%Y-%m-%dT%H:%M:%S')})+'\n')
         return self.__part
 
-# %% ../nbs/10_data.ipynb #9ba3a092
+# %% ../nbs/10_data.ipynb #57d7d99b
 @dataclass(frozen=True, eq=False)
 class Split:
     "Three parts that share no patient and no picture, and the record of how they were made."
@@ -293,6 +298,7 @@ def count(data): # Images
     "{class name: {images, patients}}"
     return {c: dict(images=int((data.labels == i).sum()), patients=len(set(data.patients[data.labels == i]))) for i, c in enumerate(data.classes)}
 
+# %% ../nbs/10_data.ipynb #61bd4104
 def split(data, seed=0, imbalance_ratio=0., log=None): # Images; split seed; negatives for each positive in train and valid; file that records readings of the test part
     "Split by patient 80:10:10; raises UserError when a class cannot be in every part or a picture carries both labels."
     refuse_contradictions(data)
@@ -314,7 +320,7 @@ def counts_table(manifest): # of a Split
     "The manifest's counts as a table: a row for each part, images (patients) for each class."
     return pd.DataFrame({c: {k: f'{v[c]["images"]} ({v[c]["patients"]})' for k, v in manifest['counts'].items()} for c in manifest['classes']})
 
-# %% ../nbs/10_data.ipynb #2e8f78c8
+# %% ../nbs/10_data.ipynb #b16fb226
 def index_batches(n, bs, seed, start=0): # images; images in a batch; seed; number of the first batch
     "Endless batches of indices, int64 (bs,), from one permutation of range(n) after another."
     if bs > n: raise UserError(f'batch size {bs} is larger than the {n} images there are: choose at most {n}')

@@ -66,8 +66,8 @@ class Gan:
 
 # %% ../nbs/25_dcgan.ipynb #2a480155
 def noise(n, nz, seed): # images; length of z; seed
-    "z, float32 (n,nz) from N(0,1), row by row from `seed`: the same on every device."
-    return torch.randn(n, nz, generator=torch.Generator().manual_seed(seed))
+    "z, float32 (n,nz) from N(0,1): the same on every device, and the first rows do not depend on n (torch.randn's do)."
+    return torch.from_numpy(np.random.default_rng(seed).standard_normal((n, nz), 'float32'))
 
 @torch.no_grad()
 def draw(G, z, bs=64): # generator; (n,nz) on any device
@@ -106,12 +106,13 @@ def train_dcgan(data, # Images to imitate; for study 1 the positive training ima
     lineage = dict(config=config, class_name=data.classes[1], trained_on=sorted(data.ids.tolist()), split_hash=split_hash)
     return Gan(G.eval(), lineage, losses.cpu().numpy(), grids)
 
+# %% ../nbs/25_dcgan.ipynb #c502300d
 def refuse_divergence(losses): # (steps,2)
     "Raise when a loss is not finite, naming the step."
     bad = (~losses.isfinite().all(1)).nonzero()
     if len(bad): raise UserError(f'the GAN diverged: its loss is not finite at step {int(bad[0])+1}; lower the learning rate or use precision=float32')
 
-# %% ../nbs/25_dcgan.ipynb #e9b89f3f
+# %% ../nbs/25_dcgan.ipynb #16eb29b1
 def plot_losses(gan, smooth=25): # a Gan; steps in the moving average
     "Generator and discriminator loss over the steps: thin as measured, thick smoothed. Returns the figure."
     import matplotlib.pyplot as plt
@@ -132,7 +133,7 @@ def show_history(gan, n=8): # a Gan; images in a row
     titles = [f'step {k}' if i == 0 else '' for k, g in gan.grids.items() for i in range(len(g[:n]))]
     return show_images(np.concatenate(rows), titles, ncol=n, title=f"Generated '{gan.lineage['class_name']}', same noise over the steps")
 
-# %% ../nbs/25_dcgan.ipynb #e32bedcd
+# %% ../nbs/25_dcgan.ipynb #a8070a53
 def save_gan(gan, path): # a Gan; the .safetensors file to write
     "Write the generator and beside it a .json with its lineage and the file's hash."
     with atomic(path) as tmp: save_file({k: v.contiguous() for k, v in gan.generator.state_dict().items()}, tmp)
@@ -148,7 +149,7 @@ def load_gan(path): # a .safetensors file written by save_gan
     G.load_state_dict(load_file(path))
     return Gan(G.eval(), meta['lineage'])
 
-# %% ../nbs/25_dcgan.ipynb #90660bcf
+# %% ../nbs/25_dcgan.ipynb #90224808
 @dataclass(frozen=True, eq=False)
 class Synthetic:
     "Generated images of one class and their lineage."

@@ -34,8 +34,8 @@ class Results:
 METRICS = {'auroc': 'AUROC', 'auprc': 'AUPRC', 'accuracy': 'accuracy', 'balanced_accuracy': 'balanced accuracy', 'sensitivity': 'sensitivity',
            'specificity': 'specificity', 'precision': 'precision', 'recall': 'recall', 'f1': 'F1'}
 
-def headline(r, metrics=('auroc', 'auprc', 'balanced_accuracy', 'sensitivity', 'specificity')): # Results; measures to show
-    "A table: a row for each arm, a column for each measure with its 95 % interval, the published AUROC beside it."
+def headline(r, metrics=('auroc', 'auprc', 'accuracy', 'balanced_accuracy', 'sensitivity', 'specificity')): # Results; measures to show
+    "A table: a row for each arm, a column for each measure with its 95 % interval, and the published figures."
     pooled = r.table[r.table.seed == 'mean'].set_index(['arm', 'metric'])
     def cell(a, m):
         if (a, m) not in pooled.index or pd.isna(pooled.value[a, m]): return '-'
@@ -43,7 +43,7 @@ def headline(r, metrics=('auroc', 'auprc', 'balanced_accuracy', 'sensitivity', '
         return f'{v:.3f}' if a == 'constant' else f'{v:.3f} [{low:.3f}, {high:.3f}]'
     rows = {}
     for a, name in {**r.study['arms'], 'constant': 'constant predictor'}.items():
-        rows[f'`{a}` {name}' if a != 'constant' else name] = {METRICS[m]: cell(a, m) for m in metrics} | {'published AUROC': r.study['published'].get(a, {}).get('auroc', '-')}
+        rows[f'`{a}` {name}' if a != 'constant' else name] = {METRICS[m]: cell(a, m) for m in metrics} | {f'published {METRICS[m]}': r.study['published'].get(a, {}).get(m, '-') for m in ('auroc', 'accuracy')}
     return pd.DataFrame(rows).T.rename_axis('arm')
 
 def caption(r): # Results
@@ -70,7 +70,7 @@ def limits(r): # Results
     if not {'class_weights', 'oversample', 'classic_aug'} & set(r.table.arm): out.append('The only opponent is training without synthetic images. Class weights, oversampling and ordinary augmentation, which are cheaper, were not run.')
     if any(n > 1 for n in p['test_reads']): out.append('The test part was read more than once.')
     out.append('Nothing here says whether the synthetic images reveal patients: no privacy audit was made.')
-    return out+p['data']['source']['notes']
+    return out+(p['data']['source']['notes'] if p['data']['source']['kind'] != 'phantom' else [])
 
 # %% ../nbs/80_report.ipynb #768560a6
 STYLE = '''body{font:16px/1.5 system-ui,sans-serif;max-width:60rem;margin:2rem auto;padding:0 1rem;color:#222;background:#fff}
@@ -81,7 +81,7 @@ details{margin:.6rem 0}summary{cursor:pointer;font-weight:600}code{font-size:.85
 @media(prefers-color-scheme:dark){body{color:#ddd;background:#161616}.answer{background:#1d2730}.small{color:#aaa}th,td{border-color:#444}}@media print{body{max-width:none;margin:0}figure{break-inside:avoid}}'''
 
 CAPTIONS = {'curve_roc': 'ROC curves on the test part: thin for each seed, thick their mean.', 'curve_test': 'The last run: ROC and confusion matrices at the threshold taken from validation.',
-            'real': 'Real training images.', 'real_and_synthetic': 'Real images and synthetic ones of the positive class.', 'history': 'The same noise while the generator learns.',
+            'real': 'Images of the training part.', 'real_and_synthetic': 'Images of the positive class in the training part, and synthetic ones.', 'history': 'The same noise while the generator learns.',
             'curve_gan_losses': 'Losses of the generator and the discriminator.', 'curve_classifiers': 'Learning-rate finder and loss curves of both classifiers.'}
 
 def figure(path): # PNG
@@ -119,6 +119,7 @@ def data_table(r): # Results
     c = r.provenance['data']['counts']
     return pd.DataFrame({name: {part: f'{n[name]["images"]} ({n[name]["patients"]})' for part, n in c.items()} for name in r.provenance['data']['classes']}).rename_axis('part')
 
+# %% ../nbs/80_report.ipynb #0617bead
 def make_report(folder, out): # of results; HTML file to write
     "Write the page; returns its path."
     r, e = Results(folder), html.escape
@@ -132,10 +133,10 @@ def make_report(folder, out): # of results; HTML file to write
     page = f'<!doctype html><html lang="en"><meta charset="utf-8"><meta name="viewport" content="width=device-width"><title>{e(r.study["title"])}</title><style>{STYLE}</style><body>{"".join(body)}</body></html>\n'
     return save_text(page, out)
 
-# %% ../nbs/80_report.ipynb #9a92aefc
+# %% ../nbs/80_report.ipynb #a85e3b29
 def front_table(name='nih_pneumonia'): # folder below results/
     "Markdown: the headline table of a committed result, its caption and the verdict."
     folder = root()/'results'/name
     if not (folder/'results.csv').is_file(): return '*No committed result yet.*'
     r = Results(folder)
-    return f"{to_markdown(headline(r))}\n\n{caption(r)} **{r.contrast['verdict']['word'].capitalize()}**: {r.contrast['verdict']['sentence']}"
+    return f"{to_markdown(headline(r))}\n\n{caption(r)}\n\n**{r.contrast['verdict']['sentence']}**"

@@ -56,7 +56,6 @@ class Parameter:
     high: float = None
     choices: tuple = ()
     about: str = ''
-
     def check(self, value):
         "The value in the parameter's type; raises UserError with name, value and what is allowed."
         kind, given = type(self.default), value.item() if hasattr(value, 'item') else str(value) if isinstance(value, Path) else value # np.int64, Path
@@ -73,6 +72,7 @@ class Parameter:
         except UserError: raise
         except (ValueError, SyntaxError): raise UserError(f'{self.name}={text!r} is not {type(self.default).__name__} like {self.default!r}') from None
 
+# %% ../nbs/70_studies.ipynb #8b0d8cde
 def read_parameters(path): # a study notebook
     "{name: Parameter} of its one parameters cell."
     try: nb = nbformat.read(path, as_version=4)
@@ -88,7 +88,7 @@ def read_parameters(path): # a study notebook
         except (ValueError, SyntaxError): raise UserError(f'{path}: parameter {name} is not a literal: {literal}') from None
     return out
 
-# %% ../nbs/70_studies.ipynb #796e4488
+# %% ../nbs/70_studies.ipynb #72c75a8a
 RESERVED = ('run_dir',) # set by the runner
 
 def choose_parameters(schema, profile, given): # {name: Parameter}; {name: value}; {name: value}
@@ -110,7 +110,7 @@ def parse_parameters(schema, items): # {name: Parameter}; texts 'name=value'
         out[name] = schema[name].parse(text)
     return out
 
-# %% ../nbs/70_studies.ipynb #ca988cd7
+# %% ../nbs/70_studies.ipynb #1e48bc09
 NOT_IN_KEY = ('studies', 'report', 'cli', '_modidx', '__init__')
 
 def code_hash():
@@ -136,7 +136,7 @@ def commit():
     except OSError: return None
     return head.stdout.strip()+('+' if dirty.stdout.strip() else '') if head.returncode == 0 else None
 
-# %% ../nbs/70_studies.ipynb #1e48bc09
+# %% ../nbs/70_studies.ipynb #ba0df2d5
 def finish(run_dir, **facts): # folder of the run; what the runner shall record, e.g. device
     "Write done.json, the proof that a study came to its end: the hashes of its files and some facts."
     run_dir = Path(run_dir)
@@ -150,7 +150,7 @@ def is_complete(folder, key): # of a run
     r = load_json(folder/'run.json')
     return r.get('status') == 'ok' and r.get('key') == key and all((folder/f).is_file() and file_hash(folder/f) == h for f, h in load_json(folder/'done.json')['files'].items())
 
-# %% ../nbs/70_studies.ipynb #ba0df2d5
+# %% ../nbs/70_studies.ipynb #c5d470e4
 class Watch:
     "Print the progress of a running notebook to stderr until it ends."
     def __init__(self, file, shares, label): # progress file; {stage: share of the time}; name to print
@@ -175,13 +175,14 @@ class Watch:
         self.stop.set(); self.thread.join()
         if self.tty: print('\r\033[K', end='', file=sys.stderr, flush=True)
 
-# %% ../nbs/70_studies.ipynb #17c8b306
+# %% ../nbs/70_studies.ipynb #8736e62f
 def last_started(path): # an executed notebook
     "Number (from 1) of the last cell that was started, among all cells."
     try: cells = nbformat.read(path, as_version=4).cells
     except (OSError, ValueError): return 0
     return max([i for i, c in enumerate(cells, 1) if c.metadata.get('papermill', {}).get('start_time')], default=0)
 
+# %% ../nbs/70_studies.ipynb #b44e5b7f
 def execute(path, out, params, progress_file, timeout=None): # notebook; executed notebook; parameters; file for Watch; seconds for a cell
     "Run a notebook with papermill; returns (status, sentence): ok, failed, interrupted."
     import papermill
@@ -196,7 +197,7 @@ def execute(path, out, params, progress_file, timeout=None): # notebook; execute
     except PapermillExecutionError as e:
         cell = f'cell {e.cell_index+1}' if getattr(e, 'cell_index', None) is not None else f'cell In [{e.exec_count}]'
         if e.ename == 'KeyboardInterrupt': return 'interrupted', f'interrupted in {cell}'
-        return 'failed', e.evalue if e.ename == 'UserError' else f'{cell} raised {e.ename}: {e.evalue}'
+        return 'failed', f'{cell}: {e.evalue}' if e.ename == 'UserError' else f'{cell} raised {e.ename}: {e.evalue}'
     except DeadKernelError: return 'failed', f'the kernel died in cell {last_started(partial)}, perhaps for lack of memory'
     except CellTimeoutError: return 'failed', f'cell {last_started(partial)} took longer than {timeout} s'
     except KeyboardInterrupt: return 'interrupted', f'interrupted in cell {last_started(partial)}'
@@ -204,18 +205,17 @@ def execute(path, out, params, progress_file, timeout=None): # notebook; execute
         os.environ.pop('GANSYNTH_PROGRESS', None)
         if partial.is_file(): os.replace(partial, out)
 
-# %% ../nbs/70_studies.ipynb #b44e5b7f
+# %% ../nbs/70_studies.ipynb #59aa5322
 def run_study(name, profile='quick', given=None, runs=None, force=False): # study; profile; {parameter: value}; folder of all runs; run although complete
     "Run a study, or find that the same run is complete; returns its folder. Raises UserError when it cannot be run or fails; KeyboardInterrupt when interrupted."
     study, path = find_study(name), notebook_path(name)
     if profile not in study['profiles']: raise UserError(f'{name} has no profile {profile!r}: {did_you_mean(profile, study["profiles"])}')
-    params = choose_parameters(read_parameters(path), study['profiles'][profile], given or {})
-    params, manifest = check_data(params)
-    where = {'data', 'patients'}
-    key = hash_of([name, source_hash(path), code_hash(), {k: v for k, v in params.items() if k not in where}, manifest['hash']])
+    params, manifest = check_data(choose_parameters(read_parameters(path), study['profiles'][profile], given or {}))
+    key = hash_of([name, source_hash(path), code_hash(), {k: v for k, v in params.items() if k not in ('data', 'patients')}, manifest['hash']])
     folder = Path(runs or root()/'runs')/name/f'{profile}-s{params.get("seed", 0)}-{key[:10]}'
     if not force and is_complete(folder, key):
         print(f'{folder}: complete already; nothing to do', file=sys.stderr)
+        os.utime(folder/'run.json') # a report shows the run that was asked for last
         return folder
     if folder.exists(): keep_earlier(folder)
     record = dict(status='running', study=name, profile=profile, key=key, asked=dict(given or {}), parameters=params, data=manifest, commit=commit(),
@@ -225,21 +225,23 @@ def run_study(name, profile='quick', given=None, runs=None, force=False): # stud
     with Watch(folder/'progress.json', study['shares'], f'{name} {profile} seed {params.get("seed", 0)}'):
         status, why = execute(path, folder/'notebook.ipynb', params | {'run_dir': str(folder)}, folder/'progress.json')
     if status == 'ok' and not (folder/'done.json').is_file(): status, why = 'failed', 'the notebook ended without calling finish()'
+    if status == 'ok': record['environment'] |= load_json(folder/'done.json').get('environment', {})
     save_json(record | dict(status=status, error=why or None, seconds=round(time.time()-start, 1)), folder/'run.json')
     if status == 'interrupted': raise KeyboardInterrupt(why)
     if status != 'ok': raise UserError(f'{name}: {why} (see {folder/"notebook.ipynb"})')
     return folder
 
+# %% ../nbs/70_studies.ipynb #4971fb01
 def keep_earlier(folder): # of a run
     "Move an earlier attempt aside under a numbered name, so that nothing written is lost."
     n = next(i for i in range(1, 10_000) if not folder.with_name(f'{folder.name}.old{i}').exists())
     folder.rename(folder.with_name(f'{folder.name}.old{n}'))
 
-# %% ../nbs/70_studies.ipynb #59aa5322
+# %% ../nbs/70_studies.ipynb #082c9453
 def complete_runs(name, runs=None): # study; folder of all runs
-    "Records of the complete runs of a study, oldest first, each with its folder."
+    "Records of the complete runs of a study, each with its folder; the one asked for last comes last."
     found = [load_json(p) | {'folder': p.parent} for p in Path(runs or root()/'runs').glob(f'{name}/*/run.json') if '.old' not in p.parent.name]
-    return sorted((r for r in found if is_complete(r['folder'], r['key'])), key=lambda r: r['started'])
+    return sorted((r for r in found if is_complete(r['folder'], r['key'])), key=lambda r: (r['folder']/'run.json').stat().st_mtime)
 
 def group(records): # of complete_runs
     "Those that equal the latest in all but the seed."
@@ -251,6 +253,7 @@ def gather(records, file): # of a group; name of a table
     "The table of all runs, one below the other."
     return pd.concat([pd.read_csv(r['folder']/file, dtype={'image_id': str, 'patient_id': str}) for r in records], ignore_index=True)
 
+# %% ../nbs/70_studies.ipynb #4eb8cd37
 def collect(name, out, runs=None, pixels=True): # study; folder to write; folder of all runs; also figures that show images
     "Write results.csv, contrast.json, provenance.json and figures of the latest group of runs to `out`; returns `out`."
     import matplotlib.pyplot as plt
@@ -258,8 +261,7 @@ def collect(name, out, runs=None, pixels=True): # study; folder to write; folder
     last, preds, t = records[-1], gather(records, 'predictions.csv'), gather(records, 'thresholds.csv')
     arm, base = study['contrast']
     B, thresholds = last['parameters']['n_boot'], {(r.arm, r.seed): r.threshold for r in t.itertuples()}
-    difference = contrast(preds, arm, base, B=B)
-    words = substitution(study, last)
+    difference, words = contrast(preds, arm, base, B=B), substitution(study, last)
     save_text(summarise(preds, thresholds, B=B).to_csv(index=False, float_format='%.6f'), out/'results.csv')
     save_json(difference | dict(verdict=verdict(difference)), out/'contrast.json')
     fig, ax = plt.subplots(figsize=(4.8, 4.4))
@@ -270,13 +272,13 @@ def collect(name, out, runs=None, pixels=True): # study; folder to write; folder
     for f in sorted((last['folder']/'figures').glob('*.png' if pixels else 'curve_*.png')):
         with atomic(out/'figures'/f.name) as tmp: shutil.copyfile(f, tmp)
     seeds = [r['parameters']['seed'] for r in records]
-    done = load_json(last['folder']/'done.json')
     save_json(dict(study=name, substitution=words, seeds=seeds, profile=last['profile'], data=last['data'], commit=sorted({r['commit'] or 'unknown' for r in records}),
-                   parameters={k: Path(str(v)).name if k in ('data', 'patients') else v for k, v in last['parameters'].items() if k != 'seed'}, environment=last['environment'] | done['environment'],
+                   parameters={k: Path(str(v)).name if k in ('data', 'patients') else v for k, v in last['parameters'].items() if k != 'seed'}, environment=last['environment'],
                    seconds=[r['seconds'] for r in records], runs=[r['key'][:10] for r in records], started=last['started'], generators=[load_json(r['folder']/'done.json')['generator'] for r in records],
                    test_reads=[len((r['folder']/'test_reads.jsonl').read_text().splitlines()) for r in records]), out/'provenance.json')
     return out
 
+# %% ../nbs/70_studies.ipynb #04125e1a
 def substitution(study, record): # description; record of a run
     "What stands in for the published data, for figures and tables."
     s = record['data']['source']

@@ -122,7 +122,7 @@ if __name__ == '__main__':
     if load1 > .7 and DEVICE.type == 'cpu': print('CONTENDED: other processes are running, do not quote these figures')
     precisions = ('float32', 'bfloat16')
     with tempfile.TemporaryDirectory() as d:
-        for size, bs, n in ((64, 64, 3), (32, 64, 8)):
+        for size, bs, n in ((64, 32, 2), (32, 64, 4)):
             data = load('phantom:n_patients=120', size=size)
             files = [Path(d)/f'{size}-{i}.png' for i in range(len(data))]
             for f, x in zip(files, data.images): Image.fromarray(x).save(f)
