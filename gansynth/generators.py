@@ -59,7 +59,7 @@ def count_parameters(model): # any nn.Module
     "Number of trainable parameters."
     return sum(p.numel() for p in model.parameters() if p.requires_grad)
 
-# %% ../nbs/20_generators.ipynb #2180961d
+# %% ../nbs/20_generators.ipynb #0cff1671
 NETWORKS = {'dcgan_generator': dcgan_generator, 'dcgan_discriminator': dcgan_discriminator}
 
 def list_networks(networks=None): # {name: function that builds it}; None = those of this module

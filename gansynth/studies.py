@@ -11,12 +11,12 @@ __all__ = ['STUDIES', 'RESERVED', 'NOT_IN_KEY', 'find_study', 'notebook_path', '
 # %% ../nbs/70_studies.ipynb #a4d31ca6
 import ast, json, logging, os, re, shutil, subprocess, sys, threading, time
 from dataclasses import dataclass
-from importlib.resources import files
 from pathlib import Path
 
 import nbformat
 import pandas as pd
 
+import gansynth
 from .core import UserError, atomic, clock, did_you_mean, environment, file_hash, hash_of, load_json, root, save_json, save_text
 from .data import find_source, load, split
 from .evaluation import contrast, plot_roc, summarise, verdict
@@ -42,9 +42,10 @@ def find_study(name): # of a study
     return STUDIES[name]
 
 def notebook_path(name): # of a study
-    "Its notebook: in the checkout, or inside the installed package."
-    here = root()/'nbs'/'studies'/f'{name}.ipynb'
-    return here if here.is_file() else Path(str(files('gansynth.notebooks')/f'{name}.ipynb'))
+    "Its notebook: in the checkout that we are in, in the one that gansynth was installed from, or inside the installed package."
+    home, package = root(), Path(gansynth.__file__).parent
+    places = [p/f'{name}.ipynb' for p in (home/'nbs'/'studies', package.parent/'nbs'/'studies', package/'notebooks')]
+    return next((p for p in places if p.is_file()), places[-1])
 
 # %% ../nbs/70_studies.ipynb #8e88f80b
 @dataclass(frozen=True)
@@ -115,7 +116,7 @@ NOT_IN_KEY = ('studies', 'report', 'cli', '_modidx', '__init__')
 
 def code_hash():
     "Hash of the modules that can change a result."
-    return hash_of([(p.name, file_hash(p)) for p in sorted(Path(__file__).parent.glob('*.py')) if p.stem not in NOT_IN_KEY])
+    return hash_of([(p.name, file_hash(p)) for p in sorted(Path(gansynth.__file__).parent.glob('*.py')) if p.stem not in NOT_IN_KEY])
 
 def source_hash(path): # a notebook
     "Hash of its cells' sources and tags, not of its outputs."
@@ -136,7 +137,7 @@ def commit():
     except OSError: return None
     return head.stdout.strip()+('+' if dirty.stdout.strip() else '') if head.returncode == 0 else None
 
-# %% ../nbs/70_studies.ipynb #ba0df2d5
+# %% ../nbs/70_studies.ipynb #c5d470e4
 def finish(run_dir, **facts): # folder of the run; what the runner shall record, e.g. device
     "Write done.json, the proof that a study came to its end: the hashes of its files and some facts."
     run_dir = Path(run_dir)
@@ -150,7 +151,7 @@ def is_complete(folder, key): # of a run
     r = load_json(folder/'run.json')
     return r.get('status') == 'ok' and r.get('key') == key and all((folder/f).is_file() and file_hash(folder/f) == h for f, h in load_json(folder/'done.json')['files'].items())
 
-# %% ../nbs/70_studies.ipynb #c5d470e4
+# %% ../nbs/70_studies.ipynb #de828ae8
 class Watch:
     "Print the progress of a running notebook to stderr until it ends."
     def __init__(self, file, shares, label): # progress file; {stage: share of the time}; name to print
@@ -175,24 +176,24 @@ class Watch:
         self.stop.set(); self.thread.join()
         if self.tty: print('\r\033[K', end='', file=sys.stderr, flush=True)
 
-# %% ../nbs/70_studies.ipynb #8736e62f
+# %% ../nbs/70_studies.ipynb #b44e5b7f
 def last_started(path): # an executed notebook
     "Number (from 1) of the last cell that was started, among all cells."
     try: cells = nbformat.read(path, as_version=4).cells
     except (OSError, ValueError): return 0
     return max([i for i, c in enumerate(cells, 1) if c.metadata.get('papermill', {}).get('start_time')], default=0)
 
-# %% ../nbs/70_studies.ipynb #b44e5b7f
+# %% ../nbs/70_studies.ipynb #0906301f
 def execute(path, out, params, progress_file, timeout=None): # notebook; executed notebook; parameters; file for Watch; seconds for a cell
     "Run a notebook with papermill; returns (status, sentence): ok, failed, interrupted."
     import papermill
     from nbclient.exceptions import CellTimeoutError, DeadKernelError
     from papermill.exceptions import PapermillExecutionError
     partial = Path(out).with_name('partial.ipynb')
-    logging.getLogger('papermill').setLevel(logging.ERROR) # its warnings about parameters are answered by read_parameters
+    logging.getLogger('papermill').setLevel(logging.CRITICAL) # what it would log is checked before or reported after
     os.environ |= {'GANSYNTH_PROGRESS': str(progress_file), 'JUPYTER_PREFER_ENV_PATH': '1', 'PYDEVD_DISABLE_FILE_VALIDATION': '1'}
     try:
-        papermill.execute_notebook(str(path), str(partial), parameters=params, kernel_name='python3', progress_bar=False, execution_timeout=timeout, extra_arguments=['--log-level=40'])
+        papermill.execute_notebook(str(path), str(partial), parameters=params, kernel_name='python3', progress_bar=False, execution_timeout=timeout, extra_arguments=['--log-level=50'])
         return 'ok', ''
     except PapermillExecutionError as e:
         cell = f'cell {e.cell_index+1}' if getattr(e, 'cell_index', None) is not None else f'cell In [{e.exec_count}]'
@@ -205,7 +206,7 @@ def execute(path, out, params, progress_file, timeout=None): # notebook; execute
         os.environ.pop('GANSYNTH_PROGRESS', None)
         if partial.is_file(): os.replace(partial, out)
 
-# %% ../nbs/70_studies.ipynb #59aa5322
+# %% ../nbs/70_studies.ipynb #4971fb01
 def run_study(name, profile='quick', given=None, runs=None, force=False): # study; profile; {parameter: value}; folder of all runs; run although complete
     "Run a study, or find that the same run is complete; returns its folder. Raises UserError when it cannot be run or fails; KeyboardInterrupt when interrupted."
     study, path = find_study(name), notebook_path(name)
@@ -231,13 +232,13 @@ def run_study(name, profile='quick', given=None, runs=None, force=False): # stud
     if status != 'ok': raise UserError(f'{name}: {why} (see {folder/"notebook.ipynb"})')
     return folder
 
-# %% ../nbs/70_studies.ipynb #4971fb01
+# %% ../nbs/70_studies.ipynb #836b28da
 def keep_earlier(folder): # of a run
     "Move an earlier attempt aside under a numbered name, so that nothing written is lost."
     n = next(i for i in range(1, 10_000) if not folder.with_name(f'{folder.name}.old{i}').exists())
     folder.rename(folder.with_name(f'{folder.name}.old{n}'))
 
-# %% ../nbs/70_studies.ipynb #082c9453
+# %% ../nbs/70_studies.ipynb #4eb8cd37
 def complete_runs(name, runs=None): # study; folder of all runs
     "Records of the complete runs of a study, each with its folder; the one asked for last comes last."
     found = [load_json(p) | {'folder': p.parent} for p in Path(runs or root()/'runs').glob(f'{name}/*/run.json') if '.old' not in p.parent.name]
@@ -253,7 +254,7 @@ def gather(records, file): # of a group; name of a table
     "The table of all runs, one below the other."
     return pd.concat([pd.read_csv(r['folder']/file, dtype={'image_id': str, 'patient_id': str}) for r in records], ignore_index=True)
 
-# %% ../nbs/70_studies.ipynb #4eb8cd37
+# %% ../nbs/70_studies.ipynb #04125e1a
 def collect(name, out, runs=None, pixels=True): # study; folder to write; folder of all runs; also figures that show images
     "Write results.csv, contrast.json, provenance.json and figures of the latest group of runs to `out`; returns `out`."
     import matplotlib.pyplot as plt
@@ -278,7 +279,7 @@ def collect(name, out, runs=None, pixels=True): # study; folder to write; folder
                    test_reads=[len((r['folder']/'test_reads.jsonl').read_text().splitlines()) for r in records]), out/'provenance.json')
     return out
 
-# %% ../nbs/70_studies.ipynb #04125e1a
+# %% ../nbs/70_studies.ipynb #2b64e78c
 def substitution(study, record): # description; record of a run
     "What stands in for the published data, for figures and tables."
     s = record['data']['source']

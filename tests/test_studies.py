@@ -222,7 +222,7 @@ def test_report_without_runs(tmp_path):
 def test_folder_of_images_end_to_end(tmp_path):
     folder = image_folder(tmp_path/'bones', sound=60, broken=30)
     pd.DataFrame({'file': [f'{c}/{i}.png' for c, n in (('sound', 60), ('broken', 30)) for i in range(n)], 'patient_id': [f'{c}{i//2}' for c, n in (('s', 60), ('b', 30)) for i in range(n)]}).to_csv(tmp_path/'who.csv', index=False)
-    done = gansynth(*RUN, '--data', 'bones', '--patients', 'who.csv', '--runs', 'out', cwd=tmp_path)
+    done = gansynth(*RUN, '--data', 'bones', '--patients', 'who.csv', '--runs', 'out', '-p', 'gan_batch=4', cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     record = load_json(tmp_path/done.stdout.strip()/'run.json')
     assert record['data']['classes'] == ['sound', 'broken'] and record['data']['counts']['test']['broken']['patients'] >= 1
