@@ -190,7 +190,7 @@ def execute(path, out, params, progress_file, timeout=None): # notebook; execute
     from nbclient.exceptions import CellTimeoutError, DeadKernelError
     from papermill.exceptions import PapermillExecutionError
     partial = Path(out).with_name('partial.ipynb')
-    logging.getLogger('papermill').setLevel(logging.CRITICAL) # what it would log is checked before or reported after
+    for name in ('papermill', 'asyncio'): logging.getLogger(name).setLevel(logging.CRITICAL) # what they would log is checked before or reported after
     os.environ |= {'GANSYNTH_PROGRESS': str(progress_file), 'JUPYTER_PREFER_ENV_PATH': '1', 'PYDEVD_DISABLE_FILE_VALIDATION': '1'}
     try:
         papermill.execute_notebook(str(path), str(partial), parameters=params, kernel_name='python3', progress_bar=False, execution_timeout=timeout, extra_arguments=['--log-level=50'])
