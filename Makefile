@@ -39,6 +39,7 @@ readme: .venv/ready  ## index.ipynb -> README.md, run first so that it shows wha
 
 bench: .venv/ready   ## speed of the training loops, as ratios measured side by side
 	@python tests/bench.py
+	python tests/bench_data.py
 
 gpu: .venv/ready     ## the published sizes on a GPU, then the report
 	@gansynth run nih_pneumonia --profile paper -p device=cuda

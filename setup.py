@@ -14,6 +14,6 @@ setup(
     long_description_content_type='text/markdown', python_requires=f">={cfg['min_python']}",
     packages=['gansynth', 'gansynth.notebooks'], package_dir={'gansynth.notebooks': 'nbs/studies'},
     package_data={'gansynth.notebooks': ['*.ipynb']}, install_requires=cfg['requirements'].split(),
-    extras_require={'dev': cfg['dev_requirements'].split()},
+    extras_require={'dev': cfg['dev_requirements'].split()} | {k.removeprefix('extra_'): v.split() for k, v in cfg.items() if k.startswith('extra_')},
     entry_points={'console_scripts': cfg['console_scripts'].split()},
 )

@@ -18,7 +18,8 @@ import pandas as pd
 
 import gansynth
 from .core import UserError, atomic, clock, did_you_mean, environment, file_hash, hash_of, load_json, root, save_json, save_text
-from .data import find_source, load, split
+from .data import load, split
+from .sources import absolute_spec
 from .evaluation import contrast, plot_roc, summarise, verdict
 
 # %% ../nbs/70_studies.ipynb #35864df7
@@ -112,7 +113,7 @@ def parse_parameters(schema, items): # {name: Parameter}; texts 'name=value'
     return out
 
 # %% ../nbs/70_studies.ipynb #1e48bc09
-NOT_IN_KEY = ('studies', 'report', 'cli', '_modidx', '__init__')
+NOT_IN_KEY = ('eda', 'datasheet', 'studies', 'report', 'cli', '_modidx', '__init__')
 
 def code_hash():
     "Hash of the modules that can change a result."
@@ -124,11 +125,10 @@ def source_hash(path): # a notebook
 
 def check_data(params): # of a run; those that describe data are optional
     "(parameters with absolute paths, manifest of the split): loads and splits before a kernel starts, so that bad data is refused early."
-    p, (kind, rest) = dict(params), find_source(params['data'])
-    if kind != 'phantom': p['data'] = f'{kind}:{Path(rest).resolve()}'
+    p = dict(params) | {'data': absolute_spec(params['data'])}
     if p.get('patients'): p['patients'] = str(Path(p['patients']).resolve())
     data = load(p['data'], p.get('image_size', 64), p.get('patients', ''), p.get('classes', ''), p.get('positive', ''))
-    return p, split(data, p.get('split_seed', 0), p.get('imbalance_ratio', 0.)).manifest
+    return p, split(data, p.get('split_seed', 0), p.get('imbalance_ratio', 0.), official=p.get('official_split', False), fraction=p.get('fraction', 1.), strict=p.get('strict', False)).manifest
 
 def commit():
     "The checkout's commit, with '+' when files differ from it; None outside a checkout."

@@ -1,5 +1,5 @@
 "What the tests share: small sources with one fault each, and the command line in a subprocess."
-import os, subprocess, sys
+import os, shutil, subprocess, sys, tempfile
 from pathlib import Path
 
 import numpy as np
@@ -10,7 +10,13 @@ ROOT = Path(__file__).resolve().parents[1]
 COMMAND = str(Path(sys.executable).with_name('gansynth'))
 SHARED = ROOT.parent/'shared'/'data'
 
+os.environ['GANSYNTH_CACHE'] = tempfile.mkdtemp(prefix='gansynth-cache-')     # for this process and those it starts
+
 needs_real_data = pytest.mark.skipif(not (SHARED/'pneumoniamnist').is_dir(), reason='no real images beside the checkout (../shared/data)')
+
+
+def pytest_configure(config):
+    for library in ('ibis', 'pyspark', 'fastai', 'torch'): config.addinivalue_line('filterwarnings', f'ignore:::{library}')     # their own, about versions to come
 
 
 def gansynth(*args, cwd=None, **env):
@@ -49,3 +55,9 @@ def smoke_run(tmp_path_factory):
     done = gansynth('run', 'nih_pneumonia', '--profile', 'smoke', '--runs', runs)
     assert done.returncode == 0, done.stderr
     return runs, Path(done.stdout.strip())
+
+
+@pytest.fixture(autouse=True, scope='session')
+def _remove_cache():
+    yield
+    shutil.rmtree(os.environ['GANSYNTH_CACHE'], ignore_errors=True)

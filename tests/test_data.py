@@ -1,4 +1,4 @@
-"Sources, splits and the sealed test part, with the faults that a person can make."
+"Splits, lineage and the sealed test part, with the faults that a person can make."
 import hashlib, subprocess, sys
 from dataclasses import replace
 
@@ -9,7 +9,7 @@ from conftest import SHARED, gansynth, image_folder, medmnist_arrays, needs_real
 from PIL import Image
 
 from gansynth.core import UserError
-from gansynth.data import SealedTest, SealedError, index_batches, join_duplicates, load, read_image, rebalance, split
+from gansynth.data import SealedError, fraction_of, index_batches, join_duplicates, load, near_across, official_parts, rebalance, split, split_parts
 from gansynth.phantom import phantom
 
 
@@ -140,7 +140,7 @@ def test_f37_patient_ids_are_text(tmp_path):
 @pytest.mark.parametrize('text, says', [
     ('file;patient_id\na/0.png;1\n', 'lacks the column file'), ('file,name\na/0.png,x\n', 'lacks the column patient_id or patient'),
     ('file,patient_id\na/0.png,1\na/0.png,2\n', 'has two patients'), ('file,patient_id\nq.png,1\n', 'names no patient for any image'),
-    ('file,patient_id\n'.encode('utf-16'), 'not a comma-separated UTF-8 table')])
+    ('file,patient_id\n'.encode('utf-16'), 'is not UTF-8')])
 def test_f34_patient_table_of_wrong_form(tmp_path, text, says):
     image_folder(tmp_path/'f', a=3, b=3)
     with pytest.raises(UserError, match=says): load(tmp_path/'f', size=28, patients=patient_table(tmp_path/'p.csv', text))
@@ -156,16 +156,6 @@ def test_three_classes_with_a_word(tmp_path):
     assert d.classes == ('no b', 'b') and d.labels.sum() == 4
 
 
-def test_f47_sixteen_bits_keep_their_range(tmp_path):
-    Image.fromarray(np.arange(65536, dtype='uint16').reshape(256, 256)).save(tmp_path/'r.png')
-    assert len(np.unique(read_image(tmp_path/'r.png'))) == 256
-
-
-def test_f48_modes_without_an_obvious_grey_value(tmp_path):
-    Image.new('RGBA', (9, 9)).save(tmp_path/'a.png')
-    with pytest.raises(UserError, match='a.png: mode RGBA'): read_image(tmp_path/'a.png')
-
-
 @pytest.mark.parametrize('suffix', ['png', 'jpg'])
 def test_f49_truncated_image(tmp_path, suffix):
     folder = image_folder(tmp_path/'f', a=4, b=4)
@@ -175,19 +165,6 @@ def test_f49_truncated_image(tmp_path, suffix):
     (folder/'b'/'empty.png').touch()                                       # F50
     with pytest.raises(UserError, match='2 of 10 images cannot be used') as e: load(folder, size=28)
     assert f'x.{suffix}' in str(e.value) and 'empty.png' in str(e.value)
-
-
-def test_f56_rotated_by_exif(tmp_path):
-    im = Image.fromarray(np.tile(np.arange(0, 240, 8, dtype='uint8'), (20, 1)))
-    exif = Image.Exif(); exif[0x0112] = 6
-    im.rotate(90, expand=True).save(tmp_path/'turned.png', exif=exif)
-    assert (read_image(tmp_path/'turned.png') == np.asarray(im)).all()
-
-
-def test_f57_several_frames(tmp_path):
-    a, b = (Image.new('L', (9, 9), c) for c in (0, 255))
-    a.save(tmp_path/'m.tiff', save_all=True, append_images=[b])
-    with pytest.raises(UserError, match='2 frames'): read_image(tmp_path/'m.tiff')
 
 
 def test_f62_odd_file_names(tmp_path):
@@ -232,3 +209,83 @@ def test_official_validation_part_leaks():
     t = pd.read_csv(SHARED/'pneumoniamnist'/'pneumoniamnist_patient_map.csv', dtype=str, keep_default_na=False)
     t = t[t.group_id != '']
     assert len(set(t.group_id[t.split == 'train'])&set(t.group_id[t.split == 'val'])) > 100
+
+
+# --- official parts, fractions, near duplicates --------------------------------------------------------------------------
+@pytest.fixture
+def given():
+    "A set with a division of its own, by patient."
+    d = load('phantom:n_patients=90', size=32)
+    return replace(d, parts=split_parts(d.patients, d.labels, seed=7))
+
+
+def test_official_parts_are_kept(given):
+    s = split(given, official=True)
+    assert dict(zip(s.table.id, s.table.part)) == dict(zip(given.ids, given.parts)) and s.manifest['official']
+    two = replace(given, parts=np.where(given.parts == 'valid', 'train', given.parts))       # no validation part: some of train becomes one
+    t = split(two, official=True).table
+    assert set(t.part) == {'train', 'valid', 'test'} and (t.part[t.id.isin(given.ids[given.parts == 'test'])] == 'test').all() and t.groupby('patient').part.nunique().max() == 1
+
+
+def test_f42_official_parts_that_share_patients(given):
+    parts = given.parts.copy()
+    many = [p for p, n in zip(*np.unique(given.patients, return_counts=True)) if n > 1][:12]
+    for p in many: parts[np.flatnonzero(given.patients == p)[:2]] = ['train', 'test']
+    with pytest.raises(UserError, match='12 patients stand in two official parts: .* and 2 more') as e: split(replace(given, parts=parts), official=True)
+    assert sorted(many)[0] in str(e.value)
+
+
+def test_f40_identical_pictures_in_two_official_parts(given):
+    a, b = (np.flatnonzero((given.parts == p) & (given.labels == 0))[0] for p in ('train', 'test'))
+    hashes = given.hashes.copy(); hashes[b] = hashes[a]
+    with pytest.raises(UserError, match='one picture stands in two official parts') as e: split(replace(given, hashes=hashes), official=True)
+    assert given.ids[a] in str(e.value) and given.ids[b] in str(e.value)
+
+
+def test_no_official_parts():
+    with pytest.raises(UserError, match='came without a division'): split(load('phantom:n_patients=60', size=28), official=True)
+
+
+def test_f43_synthetic_images_are_no_data_to_split(given):
+    with pytest.raises(UserError, match='x is synthetic: it may join a training part'): split(replace(given, source=dict(name='x', synthetic=True)))
+
+
+@pytest.mark.parametrize('change, flipped', [(lambda x: x[:, ::-1], True), (lambda x: np.asarray(Image.fromarray(x).resize((20, 20)).resize((32, 32))), False),
+                                             (lambda x: np.clip(x.astype(int)+6, 0, 255).astype('uint8'), False)], ids=['mirrored', 'resized', 'brighter'])
+def test_f41_near_duplicates_across_parts(given, change, flipped):
+    a = np.flatnonzero(given.parts == 'train')[0]
+    twin = given.take(np.r_[np.arange(len(given)), a])
+    images = np.array(twin.images); images[-1] = change(images[-1])
+    last = lambda old, new: np.r_[old[:-1], [new]]
+    twin = replace(twin, images=images, ids=last(twin.ids, 'twin'), patients=last(twin.patients, 'stranger'), hashes=last(twin.hashes, 'other'), parts=last(twin.parts, 'test'))
+    found = near_across(twin, twin.parts)
+    assert ((found.a == given.ids[a]) & (found.b == 'twin') & (found.mirrored == flipped)).sum() == 1
+    plain = split(twin, official=True)
+    assert plain.manifest['near_duplicates'] == len(found)                   # reported
+    with pytest.raises(UserError, match='pairs of images in different parts look alike, e.g.'): split(twin, official=True, strict=True)
+    others = near_across(given, given.parts)
+    assert len(others) < len(found)                                          # the twin is what was found
+
+
+@pytest.mark.parametrize('seed', range(3))
+def test_fractions_are_nested_and_stratified(given, seed):
+    kept = {}
+    for f in (.05, .1, .2, .5, 1.):
+        s = split(given, seed=seed, fraction=f, imbalance_ratio=5.)
+        assert s.manifest['fraction'] == f and s.manifest['counts']['test'] == split(given, seed=seed).manifest['counts']['test']
+        for part in ('train', 'valid'):
+            ids = set(s.table.id[s.table.part == part])
+            assert kept.get(part, set()) <= ids and all(n['images'] for n in s.manifest['counts'][part].values())
+            kept[part] = ids
+    half = fraction_of(given, .5, seed)
+    assert abs(len(set(half.patients))/len(set(given.patients))-.5) < .05
+    for p in set(half.patients): assert (half.patients == p).sum() == (given.patients == p).sum()
+    for bad in (0, -1, 1.5):
+        with pytest.raises(UserError, match='fraction='): fraction_of(given, bad)
+
+
+@needs_real_data
+def test_pneumoniamnist_as_divided_by_its_makers_is_refused():
+    folder = SHARED/'pneumoniamnist'
+    d = load(f'medmnist:{folder}', 28)
+    with pytest.raises(UserError, match='patients stand in two official parts'): split(d, official=True)

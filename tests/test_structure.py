@@ -34,7 +34,7 @@ def test_import_table():
         assert p.stem == 'cli' or ours == t[p.stem], p.stem
 
 
-@pytest.mark.parametrize('module', ['core', 'data', 'studies', 'report', 'cli'])
+@pytest.mark.parametrize('module', ['core', 'decoding', 'sources', 'store', 'data', 'datasheet', 'eda', 'studies', 'report', 'cli'])
 def test_runner_never_imports_torch(module):
     code = f'import sys, gansynth.{module}; sys.exit("torch" in sys.modules)'
     assert subprocess.run([sys.executable, '-c', code]).returncode == 0
