@@ -161,7 +161,9 @@ def pixel_hash(image): # uint8 (h,w)
 def picture(content, size, o, name): # bytes; pixels of a side; Options; file, for messages
     "(uint8 (size,size), facts): decode, hash, resize; the facts are hash, width, height, format, mode, peak, mean, spread."
     x, facts = decode(content, name, o)
-    return resize(x, size, o.aspect), facts | dict(hash=pixel_hash(x), width=x.shape[1], height=x.shape[0], mean=round(float(x.mean()), 3), spread=round(float(x.std()), 3))
+    n, v = np.array(Image.fromarray(x).histogram(), float)/x.size, np.arange(256.)
+    mean = n @ v
+    return resize(x, size, o.aspect), facts | dict(hash=pixel_hash(x), width=x.shape[1], height=x.shape[0], mean=round(mean, 3), spread=round((n @ (v-mean)**2)**.5, 3))
 
 # %% ../nbs/06_decoding.ipynb #a28a3d78
 def outside(name): # a file's name as an archive or a table gives it

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['to_unit', 'to_uint8', 'gan_step', 'Gan', 'noise', 'draw', 'sample', 'train_dcgan', 'refuse_divergence', 'plot_losses',
-           'show_history', 'save_gan', 'load_gan', 'Synthetic', 'synthesise']
+           'show_history', 'save_gan', 'load_gan']
 
 # %% ../nbs/25_dcgan.ipynb #74bb9e4e
 import hashlib
@@ -148,17 +148,3 @@ def load_gan(path): # a .safetensors file written by save_gan
     G = dcgan_generator(c['size'], c['nz'])
     G.load_state_dict(load_file(path))
     return Gan(G.eval(), meta['lineage'])
-
-# %% ../nbs/25_dcgan.ipynb #90224808
-@dataclass(frozen=True, eq=False)
-class Synthetic:
-    "Generated images of one class and their lineage."
-    images: np.ndarray  # uint8 (n,h,w)
-    class_name: str     # the class that they imitate
-    trained_on: tuple   # ids that the generator saw
-    generator: str      # hash of the Gan
-    seed: int
-
-def synthesise(gan, n, seed=0): # a Gan; images; seed
-    "`n` images with their lineage."
-    return Synthetic(sample(gan, n, seed), gan.lineage['class_name'], tuple(gan.lineage['trained_on']), gan.hash, seed)

@@ -5,8 +5,8 @@
 # %% auto #0
 __all__ = ['RECOUNTED', 'PERSON', 'NIH_COLUMNS', 'MEDMNIST', 'MD5', 'SOURCES', 'from_kermany', 'from_fracture', 'find_one',
            'from_covid_ct', 'nih_images', 'from_nih', 'nih_boxes', 'read_arrays', 'fetch_medmnist', 'read_medmnist',
-           'from_medmnist', 'from_dicom', 'from_synthetic_cxr', 'recognise', 'find_source', 'parse_options',
-           'open_source', 'absolute_spec']
+           'from_medmnist', 'from_dicom', 'from_synthetic', 'from_synthetic_cxr', 'recognise', 'find_source',
+           'parse_options', 'open_source', 'absolute_spec']
 
 # %% ../nbs/08_sources.ipynb #36b3e0e7
 import hashlib, inspect, io, os, re, zipfile
@@ -184,6 +184,13 @@ def from_dicom(path, patients='', classes=''):
     t['id'] = [f'dicom-{i:06}' for i in range(len(t))]
     return Listing(t, tuple(sorted(set(t.label))), str(path), source=dict(kind='dicom', name='dicom', notes=['Patients and images are numbered; names and ids were left in the files.']))
 
+# %% ../nbs/08_sources.ipynb #756dd2f6
+def from_synthetic(path, patients='', classes=''):
+    "A set that gansynth exported (it holds card.json); never for validation or test."
+    if not (Path(path)/'card.json').is_file(): raise UserError(f'{path} holds no card.json: it is no exported synthetic set')
+    found = from_folder(path)
+    return replace(found, table=found.table.assign(patient=found.table.id), source=found.source | dict(kind='synthetic', synthetic=True, notes=['Synthetic images; card.json says what they were made from.']))
+
 def from_synthetic_cxr(path, patients='', classes=''):
     "The 21,295 synthetic COVID-19 chest X-rays of study 5 (Zunair and Ben Hamza), folder or zip; never for validation or test."
     names = list_files(path)
@@ -191,9 +198,9 @@ def from_synthetic_cxr(path, patients='', classes=''):
     t = pd.DataFrame(dict(id=names, label='COVID-19', patient=names, part='', file=names))
     return Listing(t, ('COVID-19',), str(path), positive='COVID-19', source=dict(kind='synthetic_cxr', name=Path(path).name, synthetic=True, notes=['Synthetic images, made by a CycleGAN from other people\'s X-rays.']))
 
-# %% ../nbs/08_sources.ipynb #756dd2f6
+# %% ../nbs/08_sources.ipynb #4dccb587
 SOURCES = {'phantom': from_phantom, 'folder': from_folder, 'csv': from_csv, 'medmnist': from_medmnist, 'dicom': from_dicom, 'nih': from_nih,
-           'covid_ct': from_covid_ct, 'kermany': from_kermany, 'fracture': from_fracture, 'synthetic_cxr': from_synthetic_cxr}
+           'covid_ct': from_covid_ct, 'kermany': from_kermany, 'fracture': from_fracture, 'synthetic': from_synthetic, 'synthetic_cxr': from_synthetic_cxr}
 
 def recognise(path): # an existing file or folder
     "The kind of source that a bare path seems to be."
@@ -201,6 +208,7 @@ def recognise(path): # an existing file or folder
     if p.suffix == '.npz': return 'medmnist'
     if p.is_file() and '.csv' in p.suffixes[-2:]: return 'nih' if p.name.startswith('Data_Entry_2017') else 'csv'
     if p.is_file() and not is_zip(p): raise UserError(f'data={path}: a file of unknown kind; give a folder with one folder for each class, a zip of it, a table (CSV) or an .npz in MedMNIST format')
+    if (p/'card.json').is_file(): return 'synthetic'
     if p.is_dir() and list(p.glob('Data_Entry_2017*')): return 'nih'
     if p.is_dir() and any([*p.glob('CT_COVID'), *p.glob('*/CT_COVID')]): return 'covid_ct'
     names = list_files(p, '')
@@ -217,7 +225,7 @@ def find_source(spec): # 'kind:path', or a bare path
     if Path(bare).exists(): return recognise(bare), str(spec)
     raise UserError(f'data={spec}: no such file or folder, and no source of that name ({did_you_mean(kind, SOURCES)})')
 
-# %% ../nbs/08_sources.ipynb #4dccb587
+# %% ../nbs/08_sources.ipynb #3e193e8d
 def parse_options(kind, items): # name of a source; ['name=value']
     "(options of the source, Options of decoding); a wrong name or type is refused."
     own = {k: p.default for k, p in inspect.signature(SOURCES[kind]).parameters.items() if k not in ('path', 'patients', 'classes', 'size')}
@@ -241,7 +249,7 @@ def open_source(spec, size=64, patients='', classes=''): # 'kind:path,name=value
         return from_phantom(first, size=size, **own), options
     return SOURCES[kind](first, patients=patients, classes=classes, **own), options
 
-# %% ../nbs/08_sources.ipynb #6578ab85
+# %% ../nbs/08_sources.ipynb #cd901cea
 def absolute_spec(spec): # as for open_source
     "The specification with its kind and an absolute path, so that it means the same in every folder."
     kind, rest = find_source(spec)

@@ -113,6 +113,8 @@ def test_f54_object_array_is_not_unpickled(tmp_path):
         def __reduce__(self): return open, (str(tmp_path/'marker'), 'w')
     np.savez(tmp_path/'a.npz', **medmnist_arrays() | {'train_labels': np.array([Bomb()]*60, dtype=object)})
     with pytest.raises(UserError, match='without unpickling'): load(tmp_path/'a.npz', size=28)
+    np.savez(tmp_path/'b.npz', **medmnist_arrays(), extra=np.array([Bomb()], dtype=object))      # a member that nobody would read
+    with pytest.raises(UserError, match='extra.npy holds objects'): load(tmp_path/'b.npz', size=28)
     assert not (tmp_path/'marker').exists()
     np.load(tmp_path/'a.npz', allow_pickle=bool(1))['train_labels']     # the ablation: it would have run
     assert (tmp_path/'marker').exists()

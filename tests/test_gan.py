@@ -9,8 +9,9 @@ from torch import nn
 
 from gansynth.core import UserError, set_seed
 from gansynth.data import load, split
-from gansynth.gan_training import draw, gan_step, load_gan, noise, sample, save_gan, synthesise, to_uint8, to_unit, train_dcgan
+from gansynth.gan_training import draw, gan_step, load_gan, noise, sample, save_gan, to_uint8, to_unit, train_dcgan
 from gansynth.generators import dcgan_discriminator, dcgan_generator
+from gansynth.synthesis import synthesise
 from gansynth.regimes import gan_aug
 
 

@@ -84,6 +84,7 @@ def test_f36_rare_slip_is_no_new_class(table):
 
 
 def test_f37_patients_are_text_and_never_empty(table):
+    assert from_csv(table()).table.patient.tolist()[:3] == ['000', '000', '001']         # numbers only, and still text
     who = from_csv(table(ROWS.replace(',000,', ',1,').replace(',001,', ',01,').replace(',002,', ',1.0,').replace(',003,', ',NA,'))).table.patient
     assert who.tolist() == ['1', '1', '01', '01', '1.0', '1.0', 'NA', 'NA']
     with pytest.raises(UserError, match=r'the patient is empty .*patient=-.* in 2 rows: 4, 5'): from_csv(table(ROWS.replace(',001,', ',,')))
