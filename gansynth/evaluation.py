@@ -68,7 +68,7 @@ def _check_scores(y, p):
     if not fits: raise ValueError('y and p must be (n,), p finite, and y hold both 0 and 1 and nothing else')
     return y.astype(int), p
 
-def _over_resamples(f, w, n, cells=2_000_000):
+def _over_resamples(f, w, n, cells=500_000):
     "Returns f(w) for f: (k, n) -> (k, ...), at most `cells` weights at a time; one result where w is None or (n,)."
     w = np.ones(n) if w is None else np.asarray(w)
     if w.ndim > 2 or w.shape[-1] != n: raise ValueError(f'w must be ({n},) or (B, {n}), not {w.shape}')
