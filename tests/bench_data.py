@@ -77,13 +77,25 @@ def rows(n=10_000, rounds=5):
         yield compare(f'{n} images against {n//10} (10 = linear)', made, (f'a tenth of them', lambda: ours(tenth, 64)), rounds)
 
 
+KEYS = ('case', 'variant', 'reference', 'ratio', 'target', 'limit', 'rounds')
+
+
+def tidy(rows):
+    "The rows in the common form; a peak of memory becomes a row of its own."
+    for r in rows:
+        yield {k: round(r[k], 3) if isinstance(r[k], float) else r[k] for k in KEYS}
+        if r.get('reference_peak_mb'): yield dict(case=r['case'], variant=f"{r['variant']}, peak memory", reference=r['reference'], ratio=round(r['reference_peak_mb']/r['peak_mb'], 3), target=None, limit=None, rounds=1)
+
+
 def main():
     load = os.getloadavg()[0]
     print(f"{os.cpu_count()} processors, load before: {load:.1f}"+(' - CONTENDED: do not quote these figures' if load > .7 else ''))
-    found = [*rows()]
+    found = [*tidy(rows())]
     for name in ('bench_duplicates', 'bench_eda'):
-        found += [*__import__(name).rows()]
-    save_json(dict(machine=environment() | {'load_before': round(load, 2)}, rows=found), root()/'results'/'bench_data.json')
+        for r in tidy(__import__(name).rows()):
+            print(f"{r['case']:42} {r['variant']:28} {r['ratio']:7.2f}x of {r['reference']}", flush=True)
+            found.append(r)
+    save_json(dict(machine=environment() | dict(load_before=round(load, 2), contended=load > .7), rows=found), root()/'results'/'bench_data.json')
 
 
 if __name__ == '__main__':

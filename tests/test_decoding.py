@@ -238,7 +238,7 @@ def test_dicom_without_a_window_uses_percentiles():
 @pytest.mark.parametrize('content, says', [
     (dicom(RAMP, PixelData=None), 'tag PixelData is missing'), (dicom(RAMP, Rows=0), 'tag Rows is missing or zero'), (dicom(RAMP)[:-3000], 'PixelData cannot be decoded'),
     (dicom(RAMP, NumberOfFrames=3), 'NumberOfFrames is 3'), (dicom(RAMP, SamplesPerPixel=3), 'SamplesPerPixel is 3'), (dicom(RAMP, PhotometricInterpretation='RGB'), 'PhotometricInterpretation'),
-    (b'no dicom', 'not a DICOM file'), (b'', 'not a DICOM file'), (dicom(RAMP, Columns=60000), '60000x64 pixels')], ids=lambda v: v if isinstance(v, str) else '')
+    (b'no dicom', 'not a DICOM file'), (b'Planted^Name', 'not a DICOM file'), (b'', 'not a DICOM file'), (dicom(RAMP, Columns=60000), '60000x64 pixels')], ids=lambda v: v if isinstance(v, str) else '')
 def test_f60_dicom_that_shows_nothing(content, says):
     with pytest.raises(UserError, match=f'scan.dcm: .*{says}') as e: decode(content, 'scan.dcm')
     assert 'Planted' not in str(e.value) and 'PLANTED' not in str(e.value) and str(e.value).count('\n') == 0

@@ -229,8 +229,9 @@ def hospital(tmp_path):
     return tmp_path/'h'
 
 
-def test_dicom_folder(hospital):
+def test_f61_dicom_folder(hospital):
     d = load(f'dicom:{hospital}', 28, positive='ill')
+    assert not any('PLANTED' in w or 'Planted' in w for w in (*d.patients, *d.ids))
     assert len(d) == 12 and len(set(d.patients)) == 6 and find_source(str(hospital))[0] == 'dicom'
     (hospital/'ill'/'broken.dcm').write_bytes(b'nothing')
     with pytest.raises(UserError, match='1 of 13 files cannot be used.*\n.*ill/broken.dcm: not a DICOM file'): load(f'dicom:{hospital}', 28)
