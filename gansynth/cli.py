@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['OPTIONS', 'run', 'report', 'collect', 'everything', 'list_all', 'data_check', 'data_split', 'data_prepare',
-           'add_split_options', 'add_data_commands', 'parser', 'main']
+           'open_run', 'audit', 'export', 'add_split_options', 'add_data_commands', 'parser', 'main']
 
 # %% ../nbs/90_cli.ipynb #fa6dae34
 import argparse, json, sys, warnings
@@ -76,13 +76,43 @@ def data_prepare(a):
     print(f'{len(found)} images of {a.size}x{a.size} pixels are prepared')
 
 # %% ../nbs/90_cli.ipynb #9fc22451
+def open_run(folder, n=None, seed=None): # of a run; images; seed of the noise
+    "(Synthetic, Images that the generator saw, hold-out, others, manifest) of a finished run."
+    from gansynth.core import load_json
+    from gansynth.data import load, split
+    from gansynth.gan_training import load_gan
+    from gansynth.synthesis import synthesise
+    folder = Path(folder)
+    p, gan = load_json(folder/'run.json')['parameters'], load_gan(folder/'generator.safetensors')
+    parts = split(load(p['data'], p['image_size'], p['patients'], p['classes'], p['positive']), p['split_seed'], p['imbalance_ratio'], official=p.get('official_split', False), fraction=p.get('fraction', 1.))
+    if parts.manifest['hash'] != gan.lineage['split_hash']: raise UserError(f'{folder}: the data have changed since this run ({p["data"]}); run it again')
+    s = synthesise(gan, n or p['n_synthetic'], p['seed'] if seed is None else seed)
+    return s, parts.train.positives, parts.valid.positives, parts.train.take(parts.train.labels == 0), parts.manifest
+
+# %% ../nbs/90_cli.ipynb #a87fc75c
+def audit(a):
+    "Say whether the generator of a run copied anyone: exit code 1 unless the audit passes."
+    from gansynth.synthesis import examine
+    found = examine(*open_run(a.run, a.n, a.seed)[:4])
+    print(json.dumps(found, indent=1, default=str) if a.json else f"{found['audit']['verdict']} - {found['audit']['words']}")
+    return 0 if found['audit']['verdict'] == 'PASS' else 1
+
+def export(a):
+    "Write synthetic images of a run as files, with lineage and a card; refused when the audit did not pass."
+    from gansynth.synthesis import examine, export_set
+    *images, manifest = open_run(a.run, a.n, a.seed)
+    found = examine(*images)
+    kid = {r['metric']: f"{r['value']:.4f} [{r['low']:.4f}, {r['high']:.4f}]; real against real {r['floor']:.4f}, n = {r['n']}" for r in found['fidelity'] if r.get('value') is not None and r['metric'].startswith('KID')}
+    print(export_set(images[0], a.to, found['audit'], kid, manifest['source'], a.allow_failed_audit))
+
+# %% ../nbs/90_cli.ipynb #2e9556de
 def add_split_options(s): # a parser
     "The options that decide who is in which part."
     s.add_argument('--positive', help=OPTIONS['positive']); s.add_argument('--split-seed', type=int, default=0, help='which split (default: 0)')
     s.add_argument('--imbalance-ratio', type=float, default=0., help='negatives for each positive; 0 = as found'); s.add_argument('--fraction', type=float, default=1., help='share of the patients in train and valid')
     s.add_argument('--official', action='store_true', help='keep the division that came with the set'); s.add_argument('--strict', action='store_true', help='refuse images in different parts that look alike')
 
-# %% ../nbs/90_cli.ipynb #210e60a6
+# %% ../nbs/90_cli.ipynb #dc8b0ba9
 def add_data_commands(command, sub): # what adds a command; the subparsers
     "The commands that look at data: check, split, prepare."
     group = sub.add_parser('data', help='Look at a data set without training.').add_subparsers(dest='what', required=True, metavar='check|split|prepare')
@@ -94,7 +124,7 @@ def add_data_commands(command, sub): # what adds a command; the subparsers
         else: s.add_argument('--jobs', type=int, default=0, help='processes (default: one for each core)')
         if name == 'split': add_split_options(s)
 
-# %% ../nbs/90_cli.ipynb #a3250f57
+# %% ../nbs/90_cli.ipynb #e7087e0e
 def parser():
     "The argument parser of the command line."
     p = argparse.ArgumentParser('gansynth', description='Would synthetic images from a GAN make my classifier better?')
@@ -114,9 +144,12 @@ def parser():
     for s in (r, k): s.add_argument('study', nargs='?', default='nih_pneumonia')
     command(list_all, 'list', 'list --json').add_argument('--json', action='store_true', help='for machines')
     add_data_commands(command, sub)
+    u, x = command(audit, 'audit', 'audit runs/nih_pneumonia/quick-s0-0123456789'), command(export, 'export', 'export runs/nih_pneumonia/quick-s0-0123456789 --to synthetic --n 500')
+    for o in (u, x): o.add_argument('run', help='folder of a finished run'); o.add_argument('--n', type=int, help='images (default: as the run)'); o.add_argument('--seed', type=int, help='seed of the noise (default: as the run)')
+    u.add_argument('--json', action='store_true', help='for machines'); x.add_argument('--to', required=True, help='folder to write'); x.add_argument('--allow-failed-audit', action='store_true', help='write although the audit did not pass; the card then says so')
     return p
 
-# %% ../nbs/90_cli.ipynb #dc8b0ba9
+# %% ../nbs/90_cli.ipynb #ac58b533
 def main(argv=None): # list of arguments; None = those of the process
     "The command `gansynth`; returns the exit code."
     a = parser().parse_args(argv)

@@ -69,7 +69,9 @@ def limits(r): # Results
     if p['profile'] == 'smoke': out.append('Profile smoke only proves that everything is connected; its figures mean nothing.')
     if not {'class_weights', 'oversample', 'classic_aug'} & set(r.table.arm): out.append('The only opponent is training without synthetic images. Class weights, oversampling and ordinary augmentation, which are cheaper, were not run.')
     if any(n > 1 for n in p['test_reads']): out.append('The test part was read more than once.')
-    out.append('Nothing here says whether the synthetic images reveal patients: no privacy audit was made.')
+    audits = [a for a in p.get('audits', []) if a]
+    out += sorted({f"Privacy audit of the synthetic images: {a['verdict']}. {a['words']}" for a in audits}) or ['Nothing here says whether the synthetic images reveal patients: no privacy audit was made.']
+    if n := p['data'].get('near_duplicates'): out.append(f'{n} pairs of images in different parts look alike.')
     return out+(p['data']['source']['notes'] if p['data']['source']['kind'] != 'phantom' else [])
 
 # %% ../nbs/80_report.ipynb #768560a6
@@ -77,8 +79,8 @@ STYLE = '''body{font:16px/1.5 system-ui,sans-serif;max-width:60rem;margin:2rem a
 h1{font-size:1.5rem;line-height:1.25}h2{font-size:1.15rem;margin-top:2rem}.answer{font-size:1.15rem;border-left:.35rem solid #0072B2;padding:.4rem 1rem;background:#f2f7fb}
 .word{font-weight:700;text-transform:uppercase;letter-spacing:.04em}.small{font-size:.85rem;color:#555}.wide{overflow-x:auto}table{border-collapse:collapse;font-size:.9rem;margin:.5rem 0}
 th,td{padding:.3rem .6rem;border-bottom:1px solid #ccc;text-align:left;vertical-align:top}thead th{border-bottom:2px solid #888}img{max-width:100%;background:#fff;border-radius:4px}figure{margin:1rem 0}
-details{margin:.6rem 0}summary{cursor:pointer;font-weight:600}code{font-size:.85em;overflow-wrap:anywhere}
-@media(prefers-color-scheme:dark){body{color:#ddd;background:#161616}.answer{background:#1d2730}.small{color:#aaa}th,td{border-color:#444}}@media print{body{max-width:none;margin:0}figure{break-inside:avoid}}'''
+.failed{color:#b00020;font-weight:700}details{margin:.6rem 0}summary{cursor:pointer;font-weight:600}code{font-size:.85em;overflow-wrap:anywhere}
+@media(prefers-color-scheme:dark){.failed{color:#ff7a85}body{color:#ddd;background:#161616}.answer{background:#1d2730}.small{color:#aaa}th,td{border-color:#444}}@media print{body{max-width:none;margin:0}figure{break-inside:avoid}}'''
 
 CAPTIONS = {'curve_roc': 'ROC curves on the test part: thin for each seed, thick their mean.', 'curve_test': 'The last run: ROC and confusion matrices at the threshold taken from validation.',
             'real': 'Images of the training part.', 'real_and_synthetic': 'Images of the positive class in the training part, and synthetic ones.', 'history': 'The same noise while the generator learns.',
@@ -126,7 +128,7 @@ def make_report(folder, out): # of results; HTML file to write
     shown = {k: figure(p) for k, p in r.figures.items()}
     body = [f"<h1>{e(r.study['title'])}</h1>", f"<p>{e(r.study['question'])}</p>",
             f"<p class='answer'><span class='word'>{e(r.contrast['verdict']['word'])}</span> {e(r.contrast['verdict']['sentence'])}</p>",
-            '<ul>'+''.join(f'<li>{e(l)}</li>' for l in limits(r))+'</ul>', '<h2>Results</h2>', table_html(headline(r, tuple(m for m in METRICS if m in set(r.table.metric)))),
+            '<ul>'+''.join(f"<li{' class=failed' if 'audit of the synthetic images: FAIL' in l else ''}>{e(l)}</li>" for l in limits(r))+'</ul>', '<h2>Results</h2>', table_html(headline(r, tuple(m for m in METRICS if m in set(r.table.metric)))),
             f"<p class='small'>{e(caption(r))} Published figures: {e(r.study['published_data'])}.</p>", shown.pop('curve_roc', ''),
             '<h2>How it came about</h2>', *(shown[k] for k in CAPTIONS if k in shown), '<h2>Records</h2>', folded('Results of each seed', table_html(seeds_table(r))),
             folded('Data: images (patients)', table_html(data_table(r))), folded('Provenance and parameters', table_html(provenance_table(r)))]

@@ -275,7 +275,7 @@ def collect(name, out, runs=None, pixels=True): # study; folder to write; folder
     seeds = [r['parameters']['seed'] for r in records]
     save_json(dict(study=name, substitution=words, seeds=seeds, profile=last['profile'], data=last['data'], commit=sorted({r['commit'] or 'unknown' for r in records}),
                    parameters={k: Path(str(v)).name if k in ('data', 'patients') else v for k, v in last['parameters'].items() if k != 'seed'}, environment=last['environment'],
-                   seconds=[r['seconds'] for r in records], runs=[r['key'][:10] for r in records], started=last['started'], generators=[load_json(r['folder']/'done.json')['generator'] for r in records],
+                   seconds=[r['seconds'] for r in records], runs=[r['key'][:10] for r in records], started=last['started'], generators=[load_json(r['folder']/'done.json')['generator'] for r in records], audits=[load_json(r['folder']/'done.json').get('audit') for r in records],
                    test_reads=[len((r['folder']/'test_reads.jsonl').read_text().splitlines()) for r in records]), out/'provenance.json')
     return out
 

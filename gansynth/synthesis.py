@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['USE', 'LIMITS', 'Synthetic', 'synthesise', 'at_random', 'top', 'at_least', 'compose', 'discriminator_score',
-           'label_agreement', 'distances', 'realism', 'no_near_copies', 'diverse', 'card', 'card_text', 'export_set',
-           'load_set']
+           'label_agreement', 'distances', 'realism', 'no_near_copies', 'diverse', 'as_many', 'examine', 'card',
+           'card_text', 'export_set', 'load_set']
 
 # %% ../nbs/40_synthesis.ipynb #93f22082
 import hashlib
@@ -18,7 +18,9 @@ from PIL import Image
 
 from .core import UserError, atomic, file_hash, load_json, save_json, save_text
 from .duplicates import fingerprints, near_pairs
+from .fidelity import compare, random_conv
 from .gan_training import sample
+from .privacy import audit
 
 # %% ../nbs/40_synthesis.ipynb #db71aeed
 @dataclass(frozen=True, eq=False)
@@ -120,6 +122,24 @@ def diverse(n, features): # images; function: uint8 (n,h,w) -> float (n,d)
     return rule
 
 # %% ../nbs/40_synthesis.ipynb #92ea42cd
+def as_many(data, n): # Images; at most so many
+    "The images of the first patients in hash order, n of them."
+    order = sorted(range(len(data)), key=lambda i: (hashlib.sha256(str(data.patients[i]).encode()).hexdigest(), i))
+    return data.take(np.sort(order[:n]))
+
+def examine(s, train, holdout, others, seed=0): # Synthetic; Images that the generator saw; Images of the class that it did not see; Images of another class; seed
+    "{'audit': dict with verdict and words, 'fidelity': rows}; what cannot be judged is said to be 'not auditable'."
+    n = min(len(train), len(holdout), len(s))
+    t, h = as_many(train, n), as_many(holdout, n)
+    try: result = audit(t.images, h.images, others.images, s.images, patients=(t.patients, h.patients, others.patients), seed=seed)
+    except UserError as e: result = dict(verdict='not auditable', words=f'Not auditable: {e}', checks=[])
+    copies = near_pairs(fingerprints(s.images), fingerprints(train.images))
+    if len(copies): result |= dict(verdict='FAIL', words=f'{copies.i.nunique()} of {len(s)} synthetic images look like a copy of a training image. '+result['words'])
+    try: table = compare(holdout.images, s.images, random_conv(), patients=holdout.patients, seed=seed)
+    except UserError as e: table = pd.DataFrame([dict(metric='fidelity', note=str(e))])
+    return dict(audit=result | dict(near_copies=int(copies.i.nunique()) if len(copies) else 0), fidelity=table.to_dict('records'))
+
+# %% ../nbs/40_synthesis.ipynb #db3d6095
 USE = 'Training classifiers of the named class together with real images, and research on synthetic data.'
 LIMITS = ('They show what a network made of its training images; no finding in them was seen in a patient.', 'They must not be used to validate or test a model, nor for diagnosis.',
           'They carry the biases of the training images: their patients, devices and labels.')
@@ -130,7 +150,7 @@ def card(s, audit=None, fidelity=None, data=None): # Synthetic; results of the a
     return dict(format='gansynth card 1', class_name=s.class_name, n=len(s), size=int(s.images.shape[1]), made_from=dict(data or {}, images=len(s.trained_on), split=s.split_hash),
                 generator=s.generator, seed=s.seed, selection=s.rule, audit=dict(audit or {}, verdict=verdict), fidelity=fidelity or {}, intended_use=USE, limits=list(LIMITS))
 
-# %% ../nbs/40_synthesis.ipynb #6194f24b
+# %% ../nbs/40_synthesis.ipynb #a73d80c6
 def card_text(c): # of `card`
     "The card in Markdown."
     passed = c['audit']['verdict'] == 'PASS'
@@ -142,7 +162,7 @@ def card_text(c): # of `card`
                       '## Privacy', '', f'{said} This is no proof that the generator keeps no patient\'s image.', '', '## Fidelity', '', *([f'- {k}: {v}' for k, v in c['fidelity'].items()] or ['Not measured.']), '',
                       '## Intended use', '', c['intended_use'], '', '## Limits', '', *(f'- {x}' for x in c['limits']), ''])
 
-# %% ../nbs/40_synthesis.ipynb #3d7342b5
+# %% ../nbs/40_synthesis.ipynb #123c5f24
 def export_set(s, folder, audit=None, fidelity=None, data=None, allow_failed_audit=False): # Synthetic; folder; as for `card`; write although the audit did not pass
     "Write images, lineage.parquet, card.json and card.md; refused when the audit did not pass. Returns the folder."
     folder, c = Path(folder), card(s, audit, fidelity, data)
@@ -158,7 +178,7 @@ def export_set(s, folder, audit=None, fidelity=None, data=None, allow_failed_aud
     save_json(c | dict(trained_on=list(s.trained_on), lineage=file_hash(folder/'lineage.parquet')), folder/'card.json')
     return folder
 
-# %% ../nbs/40_synthesis.ipynb #3b19a02c
+# %% ../nbs/40_synthesis.ipynb #1bf4820e
 def load_set(folder): # written by export_set
     "The `Synthetic` of a folder; a changed table or image is refused by name."
     folder = Path(folder)

@@ -90,12 +90,13 @@ def tidy(rows):
 def main():
     load = os.getloadavg()[0]
     print(f"{os.cpu_count()} processors, load before: {load:.1f}"+(' - CONTENDED: do not quote these figures' if load > .7 else ''))
-    found = [*tidy(rows())]
-    for name in ('bench_duplicates', 'bench_eda'):
-        for r in tidy(__import__(name).rows()):
-            print(f"{r['case']:42} {r['variant']:28} {r['ratio']:7.2f}x of {r['reference']}", flush=True)
-            found.append(r)
-    save_json(dict(machine=environment() | dict(load_before=round(load, 2), contended=load > .7), rows=found), root()/'results'/'bench_data.json')
+    for file, parts in (('bench_data', [rows, 'bench_duplicates', 'bench_eda']), ('bench_evidence', ['bench_statistics', 'bench_fidelity'])):
+        found = []
+        for part in parts:
+            for r in tidy(part() if callable(part) else __import__(part).rows()):
+                if part is not rows: print(f"{r['case']:42} {r['variant']:28} {r['ratio']:7.2f}x of {r['reference']}", flush=True)
+                found.append(r)
+        save_json(dict(machine=environment() | dict(load_before=round(load, 2), contended=load > .7), rows=found), root()/'results'/f'{file}.json')
 
 
 if __name__ == '__main__':

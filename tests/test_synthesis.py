@@ -1,17 +1,17 @@
 "Synthetic sets: drawn by seed, chosen by rules, written with papers that can be checked."
-import json
+import json, shutil
 from dataclasses import replace
 
 import numpy as np
 import pandas as pd
 import pytest
-from conftest import snapshot
+from conftest import gansynth, snapshot
 from PIL import Image
 
 from gansynth.core import UserError
 from gansynth.data import load, split
 from gansynth.gan_training import train_dcgan
-from gansynth.synthesis import Synthetic, at_least, at_random, compose, diverse, distances, export_set, load_set, no_near_copies, realism, synthesise, top
+from gansynth.synthesis import Synthetic, at_least, at_random, compose, distances, diverse, examine, export_set, load_set, no_near_copies, realism, synthesise, top
 
 PASS = dict(verdict='PASS', words='No memorisation detected at this power.')
 
@@ -133,3 +133,41 @@ def test_changed_sets_are_refused(tmp_path, pool, harm, says):
     if harm == 'card': (folder/'card.json').write_text('{}')
     if harm == 'no card': (folder/'card.json').unlink()
     with pytest.raises(UserError, match=says): load_set(folder)
+
+
+# --- from a finished run, by the command line ---------------------------------------------------------------------------
+def test_audit_and_export_of_a_run(smoke_run, tmp_path):
+    runs, run = smoke_run
+    said = json.loads((run/'audit.json').read_text())['audit']
+    assert said['verdict'] in ('PASS', 'FAIL', 'not auditable') and json.loads((run/'done.json').read_text())['audit']['verdict'] == said['verdict']
+    done = gansynth('audit', run)
+    assert done.returncode == (0 if said['verdict'] == 'PASS' else 1) and done.stdout.startswith(said['verdict']), done.stderr
+    done = gansynth('export', run, '--to', tmp_path/'set', '--n', 6)
+    if said['verdict'] != 'PASS':
+        assert done.returncode == 1 and '--allow-failed-audit' in done.stderr and not (tmp_path/'set').exists()
+    done = gansynth('export', run, '--to', tmp_path/'set2', '--n', 6, '--allow-failed-audit')
+    assert done.returncode == 0, done.stderr
+    s = load_set(tmp_path/'set2')
+    assert len(s) == 6 and s.generator == json.loads((run/'done.json').read_text())['generator']
+    done = gansynth('data', 'split', tmp_path/'set2', '--size', 32)
+    assert done.returncode == 1 and 'never a validation or test part' in done.stderr
+
+
+def test_audit_refuses_changed_data(smoke_run, tmp_path):
+    runs, run = smoke_run
+    other = shutil.copytree(run, tmp_path/'run')
+    record = json.loads((other/'run.json').read_text())
+    record['parameters']['data'] = 'phantom:n_patients=61'
+    (other/'run.json').write_text(json.dumps(record))
+    done = gansynth('audit', other)
+    assert done.returncode == 1 and 'the data have changed since this run' in done.stderr
+    done = gansynth('audit', tmp_path)
+    assert done.returncode == 1 and 'no such file' in done.stderr and 'Traceback' not in done.stderr
+
+
+@pytest.mark.parametrize('copies', [0, 20])
+def test_a_replaying_generator_fails_the_examination(pool, parts, copies):
+    train = parts.train.positives
+    s = replace(pool, images=np.concatenate([pool.images[copies:], train.images[:copies, ::1, ::-1]]))
+    found = examine(s, train, parts.valid.positives, parts.train.take(parts.train.labels == 0))
+    assert (found['audit']['verdict'] == 'FAIL') == (copies > 0) and found['audit']['near_copies'] == copies
