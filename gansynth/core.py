@@ -148,7 +148,8 @@ def _listener():
     target, line = os.environ.get('GANSYNTH_PROGRESS', ''), lambda s, i, n, t: f'{s}: {i}/{n}, {clock(t/max(i, 1)*(n-i))} left'
     if target == 'off': return lambda *a: None
     if target: return lambda s, i, n, t: save_json({'stage': s, 'done': i, 'total': n, 'seconds': t}, target)
-    if 'ipykernel' in sys.modules:
+    shell = sys.modules['IPython'].get_ipython() if 'IPython' in sys.modules else None
+    if hasattr(shell, 'kernel'): # a notebook, not only a program that loaded ipykernel
         from IPython.display import display
         h = display({'text/plain': ''}, raw=True, display_id=True)
         return lambda s, i, n, t: h.update({'text/plain': line(s, i, n, t) if i < n else ''}, raw=True)

@@ -60,3 +60,9 @@ def test_precision_by_name():
 def test_f63_seeds():
     def draw(s): set_seed(s); return random.random(), np.random.rand(), torch.rand(3).tolist()
     assert draw(1) == draw(1) != draw(2)
+
+
+def test_progress_in_a_program_that_loaded_ipykernel():
+    code = 'import ipykernel, IPython\nfrom gansynth.core import progress\nprint(sum(progress(range(4), "x")))'
+    done = subprocess.run([sys.executable, '-c', code], capture_output=True, text=True, env={k: v for k, v in os.environ.items() if k != 'GANSYNTH_PROGRESS'})
+    assert (done.returncode, done.stdout) == (0, '6\n'), done.stderr
