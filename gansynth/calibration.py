@@ -28,6 +28,7 @@ def _check_probabilities(y, p):
 
 def _logits(p): return logit(np.clip(p, 1e-7, 1 - 1e-7))
 
+# %% ../nbs/62_calibration.ipynb #a3c5f595
 def recalibration(y, # (n,) labels 0 or 1
                   p): # (n,) probabilities
     "dict(slope, intercept, in_the_large); slope and intercept nan where no finite ones exist. Raises UserError. Cox 1958."
@@ -45,14 +46,14 @@ def recalibration(y, # (n,) labels 0 or 1
     slope = b[1]/x.std()
     return dict(slope=float(slope), intercept=float(b[0] - slope*x.mean()), in_the_large=float(large))
 
-# %% ../nbs/62_calibration.ipynb #6fbb2e3e
+# %% ../nbs/62_calibration.ipynb #64a14ba4
 def brier(y, # (n,) labels 0 or 1
           p): # (n,) probabilities
     "Mean squared error of the probabilities, in [0,1]. Raises UserError. Brier 1950."
     y, p = _check_probabilities(y, p)
     return float(np.mean((p - y)**2))
 
-# %% ../nbs/62_calibration.ipynb #5845b00b
+# %% ../nbs/62_calibration.ipynb #e010918e
 def temperature(y, # (n,) VALIDATION labels 0 or 1
                 p): # (n,) VALIDATION probabilities
     "The T > 0 that makes logit(p)/T most likely; T > 1: overconfident. Raises UserError. Guo 2017."
@@ -67,7 +68,7 @@ def apply_temperature(p, # (n,) probabilities
     "Probabilities with their logits divided by T; the order stays."
     return expit(_logits(np.asarray(p, float))/T)
 
-# %% ../nbs/62_calibration.ipynb #be7932b7
+# %% ../nbs/62_calibration.ipynb #aabf9b07
 def ece(y, # (n,) or (B, n) labels 0 or 1
         p, # (n,) probabilities in [0,1]
         bins=15): # of equal width
@@ -84,7 +85,7 @@ def ece_floor(p, # (n,) probabilities in [0,1]
     drawn = ece(np.random.default_rng(seed).random((B, len(p))) < np.asarray(p), p, bins)
     return float(drawn.mean()), float(np.quantile(drawn, .95))
 
-# %% ../nbs/62_calibration.ipynb #c97ea78d
+# %% ../nbs/62_calibration.ipynb #d4b33a92
 def threshold_at_specificity(y, # (n,) VALIDATION labels 0 or 1
                              p, # (n,) VALIDATION scores
                              specificity=.9): # in (0,1)
@@ -98,7 +99,7 @@ def threshold_at_specificity(y, # (n,) VALIDATION labels 0 or 1
     middle = (last + above.min())/2 if len(above) else np.inf
     return float(middle if last < middle < np.inf else np.nextafter(last, np.inf))
 
-# %% ../nbs/62_calibration.ipynb #d27dd605
+# %% ../nbs/62_calibration.ipynb #bc94da7d
 def calibration_table(valid, test): # predictions tables of the two parts, with the same arms and seeds
     "A table: arm, seed, temperature; slope, intercept, in_the_large, brier, ece as reported and `_scaled`; ece_floor; sensitivity and specificity at t90. Raises UserError."
     (yv, _, pv), (y, _, scores), rows = align(valid), align(test), []
@@ -110,7 +111,7 @@ def calibration_table(valid, test): # predictions tables of the two parts, with 
         rows.append(dict(arm=arm, seed=s, temperature=T, **every, ece_floor=ece_floor(scaled)[0], t90=t, sensitivity=at['sensitivity'], specificity=at['specificity']))
     return pd.DataFrame(rows)
 
-# %% ../nbs/62_calibration.ipynb #4232d6a8
+# %% ../nbs/62_calibration.ipynb #4bfbbdd6
 def decision_curve(y, # (n,) labels 0 or 1
                    p, # (n,) probabilities in [0,1]
                    thresholds=np.arange(1, 100)/100): # in (0,1)
@@ -131,7 +132,7 @@ def plot_decision_curve(y, # (n,) labels 0 or 1
     ax.set(xlabel='treat from this probability on', ylabel='net benefit', ylim=(-.05, 1.1*np.mean(y))); ax.legend(fontsize=8)
     return ax
 
-# %% ../nbs/62_calibration.ipynb #0a544e36
+# %% ../nbs/62_calibration.ipynb #d7728123
 AGES = (0, 18, 40, 60, 121)
 
 def _bands(age):
@@ -154,7 +155,7 @@ def _in_group(y, patients, runs, B, seed, min_patients):
     return out | dict(auroc=value, low=low, high=high,
                       note=f'an indication only: {rarer} patients show the rarer class' if rarer < min_patients else '')
 
-# %% ../nbs/62_calibration.ipynb #d7728123
+# %% ../nbs/62_calibration.ipynb #4983298a
 def subgroups(preds, # a predictions table of one test part
               table, # one row an image: image_id and any of sex, age (years), view
               B=2000, seed=0, # patient resamples
@@ -170,7 +171,7 @@ def subgroups(preds, # a predictions table of one test part
     return pd.DataFrame([dict(arm=arm, attribute=c, group=g, **_in_group(y[m], patients[m], runs[:, m], B, seed, min_patients))
                          for arm, runs in arms.items() for c in known for g in sorted(about[c].unique()) for m in [(about[c] == g).to_numpy()]])
 
-# %% ../nbs/62_calibration.ipynb #ef29cff8
+# %% ../nbs/62_calibration.ipynb #41854a94
 def choose_base(valid, # a predictions table of the VALIDATION part
                 arms): # names of the arms without synthetic images
     "The arm with the highest mean AUROC over seeds; on a draw the first. Raises ValueError."
@@ -188,7 +189,7 @@ def _paired(preds, base, metric, thresholds):
     def of(arm, w): return np.stack([measure(y, scores[arm, s], (thresholds or {}).get((arm, s), np.nan), w, [metric])[metric] for s in seeds[arm]])
     return y, patients, seeds[base], [a for a in arms if a != base], of
 
-# %% ../nbs/62_calibration.ipynb #f933547d
+# %% ../nbs/62_calibration.ipynb #7e7f9962
 def contrasts(preds, # a predictions table of one test part: the base and every arm of the family
               base, # arm to compare with, from `choose_base`
               metric='auroc', # one of evaluation.METRICS
@@ -209,7 +210,7 @@ def contrasts(preds, # a predictions table of one test part: the base and every 
     for r, p in zip(rows, holm([r['p'] for r in rows])): r |= dict(p_holm=float(p), **verdict(r | dict(p=float(p)), margin))
     return pd.DataFrame(rows)
 
-# %% ../nbs/62_calibration.ipynb #01744205
+# %% ../nbs/62_calibration.ipynb #54cfe9eb
 def learning_curve(n, # (k,) real patients in training, at least 4 sizes
                    scores): # (k,) or (B,k) AUROC at these sizes
     "a, b, c of a - b n^-c by least squares, each a number or (B,); nan where nothing that rises fits. Raises UserError. Hestness 2017."
@@ -226,7 +227,7 @@ def learning_curve(n, # (k,) real patients in training, at least 4 sizes
         best[:, better] = np.stack([error, a, b*n.min()**c, np.full(len(s), c)])[:, better]
     return tuple(float(v[0]) if np.ndim(scores) == 1 else v for v in best[1:])
 
-# %% ../nbs/62_calibration.ipynb #73c1430b
+# %% ../nbs/62_calibration.ipynb #b58e1ebb
 def equivalent_patients(n, scores, gained): # (k,); (k,) or (B,k); a number or (B,)
     "Real patients at which the curve reaches `gained`; inf above the largest size, -inf below the smallest, nan without a curve."
     a, b, c = map(np.atleast_1d, learning_curve(n, scores))
@@ -234,7 +235,7 @@ def equivalent_patients(n, scores, gained): # (k,); (k,) or (B,k); a number or (
     size = np.where(np.isnan(a), np.nan, np.where(size > np.max(n), np.inf, np.where(size < np.min(n), -np.inf, size)))
     return size if np.ndim(scores) == 2 else float(size[0])
 
-# %% ../nbs/62_calibration.ipynb #3fa7ca8a
+# %% ../nbs/62_calibration.ipynb #d13104bd
 def arm_samples(preds, # a predictions table of one test part
                 B=2000, seed=0): # patient resamples
     "{arm: (mean AUROC over seeds, (B,) resamples)}; the same resamples for all arms. Raises ValueError."
@@ -244,7 +245,7 @@ def arm_samples(preds, # a predictions table of one test part
 
 def _say(n): return 'more than were measured' if n == np.inf else 'fewer than were measured' if n == -np.inf else str(round(n))
 
-# %% ../nbs/62_calibration.ipynb #37973d49
+# %% ../nbs/62_calibration.ipynb #94c92021
 def worth(n, # (k,) real patients of the arm without synthetic images
           real, # k pairs (AUROC, (B,) resamples), as from `arm_samples`
           n0, # real patients to which synthetic images were added

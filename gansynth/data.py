@@ -185,7 +185,7 @@ def count(data): # Images
     return {c: dict(images=int((data.labels == i).sum()), patients=len(set(data.patients[data.labels == i]))) for i, c in enumerate(data.classes)}
 
 # %% ../nbs/11_data.ipynb #ce956f8c
-NEAR_LIMIT = 20_000 # images up to which the search runs in every split (seconds); beyond it strict asks for it (40 s for 100,000)
+NEAR_LIMIT = 20_000 # images up to which the search runs in every split; beyond it, only when strict asks for it
 
 def near_across(data, part): # Images; part of each image (n,)
     "Table of pairs that look alike and stand in different parts: ids, parts, correlation, mirrored."

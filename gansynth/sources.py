@@ -217,6 +217,7 @@ def recognise(path): # an existing file or folder
     if len(npz := [n for n in names if n.endswith('.npz')]) == 1 and '/' not in npz[0]: return 'medmnist'
     return 'folder'
 
+# %% ../nbs/08_sources.ipynb #3e193e8d
 def find_source(spec): # 'kind:path', or a bare path
     "(kind, the rest)."
     kind, _, rest = str(spec).partition(':')
@@ -225,7 +226,7 @@ def find_source(spec): # 'kind:path', or a bare path
     if Path(bare).exists(): return recognise(bare), str(spec)
     raise UserError(f'data={spec}: no such file or folder, and no source of that name ({did_you_mean(kind, SOURCES)})')
 
-# %% ../nbs/08_sources.ipynb #3e193e8d
+# %% ../nbs/08_sources.ipynb #8dbb368e
 def parse_options(kind, items): # name of a source; ['name=value']
     "(options of the source, Options of decoding); a wrong name or type is refused."
     own = {k: p.default for k, p in inspect.signature(SOURCES[kind]).parameters.items() if k not in ('path', 'patients', 'classes', 'size')}
@@ -249,7 +250,7 @@ def open_source(spec, size=64, patients='', classes=''): # 'kind:path,name=value
         return from_phantom(first, size=size, **own), options
     return SOURCES[kind](first, patients=patients, classes=classes, **own), options
 
-# %% ../nbs/08_sources.ipynb #cd901cea
+# %% ../nbs/08_sources.ipynb #36ca9ff6
 def absolute_spec(spec): # as for open_source
     "The specification with its kind and an absolute path, so that it means the same in every folder."
     kind, rest = find_source(spec)

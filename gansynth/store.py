@@ -99,6 +99,7 @@ def write_facts(journal, places, path): # file; where the line of each chunk beg
             w.write_table(pa.Table.from_pylist(rows, schema))
     return n_bad
 
+# %% ../nbs/09_store.ipynb #d4bdc047
 def make_store(found, size, o, folder, jobs): # Listing; pixels of a side; Options; folder of the store being made; processes
     "Decode what is missing, in parallel, and complete the folder; returns how many files could not be used."
     from joblib import Parallel, delayed
@@ -113,7 +114,7 @@ def make_store(found, size, o, folder, jobs): # Listing; pixels of a side; Optio
             j.write((json.dumps(dict(chunk=k, sha256=sha, rows=rows))+'\n').encode()); j.flush()
     return write_facts(folder/'journal.jsonl', (done[k] for k in sorted(done)), folder/'facts.parquet')
 
-# %% ../nbs/09_store.ipynb #d4bdc047
+# %% ../nbs/09_store.ipynb #9e672f1f
 @dataclass(frozen=True, eq=False)
 class Prepared:
     "Decoded images and, read when it is asked for, what is known of each file."
@@ -138,7 +139,7 @@ def open_store(folder, files, size): # folder of a finished store; its file name
     except (OSError, ValueError, KeyError): return None # incomplete, whatever it lacks
     return Prepared(images, files, n_bad, folder/'facts.parquet')
 
-# %% ../nbs/09_store.ipynb #9e672f1f
+# %% ../nbs/09_store.ipynb #f89ad93c
 def prepare_files(found, size, o, jobs): # Listing; pixels of a side; Options; processes
     "Open the store of these files, or make it first."
     key = store_key(found, size, o)
@@ -158,7 +159,7 @@ def prepare_files(found, size, o, jobs): # Listing; pixels of a side; Options; p
     except OSError as e: raise UserError(f'cannot write to {cache_folder()}: {e.strerror or e}. Free some space, or name another folder with GANSYNTH_CACHE; what was prepared is kept') from None
     return open_store(folder, found.table.file, size)
 
-# %% ../nbs/09_store.ipynb #f89ad93c
+# %% ../nbs/09_store.ipynb #2e987b88
 class InMemory(Prepared):
     "Images that a source brought along, and the same facts about them."
     @cached_property

@@ -132,7 +132,7 @@ def examine(s, train, holdout, others, seed=0): # Synthetic; Images that the gen
     n = min(len(train), len(holdout), len(s))
     t, h = as_many(train, n), as_many(holdout, n)
     try: result = audit(t.images, h.images, others.images, s.images, patients=(t.patients, h.patients, others.patients), seed=seed)
-    except UserError as e: result = dict(verdict='not auditable', words=f'Not auditable: {e}', checks=[])
+    except UserError as e: result = dict(verdict='not auditable', words=f'{e}.', checks=[])
     copies = near_pairs(fingerprints(s.images), fingerprints(train.images))
     if len(copies): result |= dict(verdict='FAIL', words=f'{copies.i.nunique()} of {len(s)} synthetic images look like a copy of a training image. '+result['words'])
     try: table = compare(holdout.images, s.images, random_conv(), patients=holdout.patients, seed=seed)
