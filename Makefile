@@ -38,11 +38,14 @@ readme: .venv/ready  ## index.ipynb -> README.md, run first so that it shows wha
 	  --TagRemovePreprocessor.enabled=True --TagRemovePreprocessor.remove_cell_tags=hide --TagRemovePreprocessor.remove_input_tags=hide_input
 
 bench: .venv/ready   ## speed of the training loops, as ratios measured side by side
-	@python tests/bench.py
+	@python tests/bench_gan.py
+	python tests/bench.py
 	python tests/bench_data.py
 
-gpu: .venv/ready     ## the published sizes on a GPU, then the report
-	@gansynth run nih_pneumonia --profile paper -p device=cuda
+gpu: .venv/ready     ## on a GPU: the captured step against the eager one, speed, the published sizes, then the report
+	@python -m pytest -q tests/test_gan.py -k cuda
+	python tests/bench_gan.py
+	gansynth run nih_pneumonia --profile paper -p device=cuda
 	gansynth report
 
 .venv/ready: settings.ini setup.py .ci/setup

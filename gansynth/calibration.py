@@ -7,28 +7,26 @@ __all__ = ['AGES', 'recalibration', 'brier', 'temperature', 'apply_temperature',
            'calibration_table', 'decision_curve', 'plot_decision_curve', 'subgroups', 'choose_base', 'contrasts',
            'learning_curve', 'equivalent_patients', 'arm_samples', 'worth']
 
-# %% ../nbs/62_calibration.ipynb #09aab85a
+# %% ../nbs/62_calibration.ipynb #978c402c
 import numpy as np, pandas as pd
 import matplotlib.pyplot as plt
 from scipy.optimize import brentq
 from scipy.special import expit, logit
 
 from .core import OKABE_ITO, UserError
-from .evaluation import align, at_threshold, auroc, draw_seeds, interval, measure, patient_resamples, verdict
-from .evaluation import _bootstrap_p, _check_scores, _sizes
+from .evaluation import align, at_threshold, auroc, bootstrap_p, check_scores, draw_seeds, interval, measure, patient_resamples, sample_sizes, verdict
 from .statistics import holm, tost_resampled
 
-# %% ../nbs/62_calibration.ipynb #e2a270d6
+# %% ../nbs/62_calibration.ipynb #57078303
 def _check_probabilities(y, p):
     "y (n,) int and p (n,) float in [0,1]. Raises UserError."
-    try: y, p = _check_scores(y, p)
-    except ValueError as e: raise UserError(str(e)) from None
+    y, p = check_scores(y, p)
     if p.min() < 0 or p.max() > 1: raise UserError('probabilities lie outside [0,1]: give probabilities, not logits')
     return y, p
 
 def _logits(p): return logit(np.clip(p, 1e-7, 1 - 1e-7))
 
-# %% ../nbs/62_calibration.ipynb #a3c5f595
+# %% ../nbs/62_calibration.ipynb #115a48a6
 def recalibration(y, # (n,) labels 0 or 1
                   p): # (n,) probabilities
     "dict(slope, intercept, in_the_large); slope and intercept nan where no finite ones exist. Raises UserError. Cox 1958."
@@ -46,14 +44,14 @@ def recalibration(y, # (n,) labels 0 or 1
     slope = b[1]/x.std()
     return dict(slope=float(slope), intercept=float(b[0] - slope*x.mean()), in_the_large=float(large))
 
-# %% ../nbs/62_calibration.ipynb #64a14ba4
+# %% ../nbs/62_calibration.ipynb #1a18132f
 def brier(y, # (n,) labels 0 or 1
           p): # (n,) probabilities
     "Mean squared error of the probabilities, in [0,1]. Raises UserError. Brier 1950."
     y, p = _check_probabilities(y, p)
     return float(np.mean((p - y)**2))
 
-# %% ../nbs/62_calibration.ipynb #e010918e
+# %% ../nbs/62_calibration.ipynb #6fbde302
 def temperature(y, # (n,) VALIDATION labels 0 or 1
                 p): # (n,) VALIDATION probabilities
     "The T > 0 that makes logit(p)/T most likely; T > 1: overconfident. Raises UserError. Guo 2017."
@@ -68,7 +66,7 @@ def apply_temperature(p, # (n,) probabilities
     "Probabilities with their logits divided by T; the order stays."
     return expit(_logits(np.asarray(p, float))/T)
 
-# %% ../nbs/62_calibration.ipynb #aabf9b07
+# %% ../nbs/62_calibration.ipynb #c32c7822
 def ece(y, # (n,) or (B, n) labels 0 or 1
         p, # (n,) probabilities in [0,1]
         bins=15): # of equal width
@@ -85,13 +83,12 @@ def ece_floor(p, # (n,) probabilities in [0,1]
     drawn = ece(np.random.default_rng(seed).random((B, len(p))) < np.asarray(p), p, bins)
     return float(drawn.mean()), float(np.quantile(drawn, .95))
 
-# %% ../nbs/62_calibration.ipynb #d4b33a92
+# %% ../nbs/62_calibration.ipynb #31bccc5a
 def threshold_at_specificity(y, # (n,) VALIDATION labels 0 or 1
                              p, # (n,) VALIDATION scores
                              specificity=.9): # in (0,1)
     "The lowest t that calls at least this share of the healthy negative (positive where p >= t). Raises UserError."
-    try: y, p = _check_scores(y, p)
-    except ValueError as e: raise UserError(str(e)) from None
+    y, p = check_scores(y, p)
     healthy = np.sort(p[y == 0])
     if not 0 < specificity < 1 or len(healthy)*(1 - specificity) < 1 - 1e-9: raise UserError(f'specificity={specificity} with {len(healthy)} negatives: give a value in (0,1) and at least 1/(1 - specificity) negatives')
     last = healthy[int(np.ceil(len(healthy)*specificity - 1e-9)) - 1]
@@ -99,7 +96,7 @@ def threshold_at_specificity(y, # (n,) VALIDATION labels 0 or 1
     middle = (last + above.min())/2 if len(above) else np.inf
     return float(middle if last < middle < np.inf else np.nextafter(last, np.inf))
 
-# %% ../nbs/62_calibration.ipynb #bc94da7d
+# %% ../nbs/62_calibration.ipynb #04d4a5ec
 def calibration_table(valid, test): # predictions tables of the two parts, with the same arms and seeds
     "A table: arm, seed, temperature; slope, intercept, in_the_large, brier, ece as reported and `_scaled`; ece_floor; sensitivity and specificity at t90. Raises UserError."
     (yv, _, pv), (y, _, scores), rows = align(valid), align(test), []
@@ -111,7 +108,7 @@ def calibration_table(valid, test): # predictions tables of the two parts, with 
         rows.append(dict(arm=arm, seed=s, temperature=T, **every, ece_floor=ece_floor(scaled)[0], t90=t, sensitivity=at['sensitivity'], specificity=at['specificity']))
     return pd.DataFrame(rows)
 
-# %% ../nbs/62_calibration.ipynb #4bfbbdd6
+# %% ../nbs/62_calibration.ipynb #583fc590
 def decision_curve(y, # (n,) labels 0 or 1
                    p, # (n,) probabilities in [0,1]
                    thresholds=np.arange(1, 100)/100): # in (0,1)
@@ -132,7 +129,7 @@ def plot_decision_curve(y, # (n,) labels 0 or 1
     ax.set(xlabel='treat from this probability on', ylabel='net benefit', ylim=(-.05, 1.1*np.mean(y))); ax.legend(fontsize=8)
     return ax
 
-# %% ../nbs/62_calibration.ipynb #d7728123
+# %% ../nbs/62_calibration.ipynb #f5c5aaa6
 AGES = (0, 18, 40, 60, 121)
 
 def _bands(age):
@@ -145,21 +142,19 @@ def _pooled(y, runs, w, seed):
     return float(np.mean([auroc(y, p) for p in runs])), draw_seeds(np.stack([auroc(y, p, w) for p in runs]), seed)
 
 def _in_group(y, patients, runs, B, seed, min_patients):
-    "Mean AUROC over `runs` (S,n) with interval, sizes, and a note where it must not be read."
-    n, rarer = len(set(patients)), min(len(set(patients[y == c])) for c in (0, 1))
-    out = dict(**_sizes(y, patients), auroc=np.nan, low=np.nan, high=np.nan, note='')
-    if n < min_patients: return out | dict(note=f'no number: {n} patient{"s"*(n > 1)}, fewer than {min_patients}')
-    if not rarer: return out | dict(note='no number: one class only')
+    "Mean AUROC over `runs` (S,n) with interval, sizes, and a note where there is no number."
+    rarer = min(len(set(patients[y == c])) for c in (0, 1))
+    out = dict(**sample_sizes(y, patients), auroc=np.nan, low=np.nan, high=np.nan, note='')
+    if rarer < min_patients: return out | dict(note=f'no number: {rarer or "no"} patient{"s"*(rarer != 1)} with the rarer class, fewer than {min_patients}')
     value, samples = _pooled(y, runs, patient_resamples(patients, y, B, seed), seed)
     low, high = interval(samples)
-    return out | dict(auroc=value, low=low, high=high,
-                      note=f'an indication only: {rarer} patients show the rarer class' if rarer < min_patients else '')
+    return out | dict(auroc=value, low=low, high=high)
 
-# %% ../nbs/62_calibration.ipynb #4983298a
+# %% ../nbs/62_calibration.ipynb #05d99cc9
 def subgroups(preds, # a predictions table of one test part
               table, # one row an image: image_id and any of sex, age (years), view
               B=2000, seed=0, # patient resamples
-              min_patients=10): # a smaller group gets no number
+              min_patients=10): # with fewer of the rarer class a group gets no number
     "A table: arm, attribute, group, sizes, auroc, low, high, note. Raises UserError."
     y, patients, scores = align(preds)
     ids = np.sort(preds.image_id.unique())
@@ -171,10 +166,10 @@ def subgroups(preds, # a predictions table of one test part
     return pd.DataFrame([dict(arm=arm, attribute=c, group=g, **_in_group(y[m], patients[m], runs[:, m], B, seed, min_patients))
                          for arm, runs in arms.items() for c in known for g in sorted(about[c].unique()) for m in [(about[c] == g).to_numpy()]])
 
-# %% ../nbs/62_calibration.ipynb #41854a94
+# %% ../nbs/62_calibration.ipynb #30e4d84b
 def choose_base(valid, # a predictions table of the VALIDATION part
                 arms): # names of the arms without synthetic images
-    "The arm with the highest mean AUROC over seeds; on a draw the first. Raises ValueError."
+    "The arm with the highest mean AUROC over seeds; on a draw the first. Raises UserError."
     y, _, scores = align(valid[valid.arm.isin(arms)])
     mean = {a: np.mean([auroc(y, p) for (b, _), p in scores.items() if b == a]) for a in arms if a in valid.arm.values}
     return max(mean, key=mean.get)
@@ -189,7 +184,7 @@ def _paired(preds, base, metric, thresholds):
     def of(arm, w): return np.stack([measure(y, scores[arm, s], (thresholds or {}).get((arm, s), np.nan), w, [metric])[metric] for s in seeds[arm]])
     return y, patients, seeds[base], [a for a in arms if a != base], of
 
-# %% ../nbs/62_calibration.ipynb #7e7f9962
+# %% ../nbs/62_calibration.ipynb #06e82cc9
 def contrasts(preds, # a predictions table of one test part: the base and every arm of the family
               base, # arm to compare with, from `choose_base`
               metric='auroc', # one of evaluation.METRICS
@@ -206,11 +201,11 @@ def contrasts(preds, # a predictions table of one test part: the base and every 
         value, d = by_gan(of(arm, None) - zero), draw_seeds(by_gan(of(arm, w) - resampled), seed)
         (low, high), (low90, high90) = interval(d), interval(d, .9)
         rows.append(dict(arm=arm, base=base, metric=metric, difference=float(value.mean()), low=low, high=high, low90=low90, high90=high90,
-                         p=_bootstrap_p(d), p_tost=tost_resampled(d, margin), n_seeds=len(seeds), n_gans=len(set(gans)), **_sizes(y, patients), n_rarer=min(len(set(patients[y == c])) for c in (0, 1))))
+                         p=bootstrap_p(d), p_tost=tost_resampled(d, margin), n_seeds=len(seeds), n_gans=len(set(gans)), **sample_sizes(y, patients), n_rarer=min(len(set(patients[y == c])) for c in (0, 1))))
     for r, p in zip(rows, holm([r['p'] for r in rows])): r |= dict(p_holm=float(p), **verdict(r | dict(p=float(p)), margin))
     return pd.DataFrame(rows)
 
-# %% ../nbs/62_calibration.ipynb #54cfe9eb
+# %% ../nbs/62_calibration.ipynb #1a9f3fc2
 def learning_curve(n, # (k,) real patients in training, at least 4 sizes
                    scores): # (k,) or (B,k) AUROC at these sizes
     "a, b, c of a - b n^-c by least squares, each a number or (B,); nan where nothing that rises fits. Raises UserError. Hestness 2017."
@@ -227,7 +222,7 @@ def learning_curve(n, # (k,) real patients in training, at least 4 sizes
         best[:, better] = np.stack([error, a, b*n.min()**c, np.full(len(s), c)])[:, better]
     return tuple(float(v[0]) if np.ndim(scores) == 1 else v for v in best[1:])
 
-# %% ../nbs/62_calibration.ipynb #b58e1ebb
+# %% ../nbs/62_calibration.ipynb #92160945
 def equivalent_patients(n, scores, gained): # (k,); (k,) or (B,k); a number or (B,)
     "Real patients at which the curve reaches `gained`; inf above the largest size, -inf below the smallest, nan without a curve."
     a, b, c = map(np.atleast_1d, learning_curve(n, scores))
@@ -235,17 +230,17 @@ def equivalent_patients(n, scores, gained): # (k,); (k,) or (B,k); a number or (
     size = np.where(np.isnan(a), np.nan, np.where(size > np.max(n), np.inf, np.where(size < np.min(n), -np.inf, size)))
     return size if np.ndim(scores) == 2 else float(size[0])
 
-# %% ../nbs/62_calibration.ipynb #d13104bd
+# %% ../nbs/62_calibration.ipynb #26b2fe3b
 def arm_samples(preds, # a predictions table of one test part
                 B=2000, seed=0): # patient resamples
-    "{arm: (mean AUROC over seeds, (B,) resamples)}; the same resamples for all arms. Raises ValueError."
+    "{arm: (mean AUROC over seeds, (B,) resamples)}; the same resamples for all arms. Raises UserError."
     y, patients, scores = align(preds)
     w = patient_resamples(patients, y, B, seed)
     return {arm: _pooled(y, np.stack([p for (b, _), p in scores.items() if b == arm]), w, seed) for arm in dict.fromkeys(a for a, _ in scores)}
 
 def _say(n): return 'more than were measured' if n == np.inf else 'fewer than were measured' if n == -np.inf else str(round(n))
 
-# %% ../nbs/62_calibration.ipynb #94c92021
+# %% ../nbs/62_calibration.ipynb #462f9f08
 def worth(n, # (k,) real patients of the arm without synthetic images
           real, # k pairs (AUROC, (B,) resamples), as from `arm_samples`
           n0, # real patients to which synthetic images were added

@@ -6,13 +6,14 @@
 __all__ = ['OPTIONS', 'run', 'report', 'collect', 'everything', 'list_all', 'data_check', 'data_split', 'data_prepare',
            'open_run', 'audit', 'export', 'add_split_options', 'add_data_commands', 'parser', 'main']
 
-# %% ../nbs/90_cli.ipynb #fa6dae34
+# %% ../nbs/90_cli.ipynb #7075d0ad
 import argparse, json, sys, warnings
 from pathlib import Path
 
 from .core import UserError, root
+from .processes import Terminated
 
-# %% ../nbs/90_cli.ipynb #93839aae
+# %% ../nbs/90_cli.ipynb #d8c2968d
 OPTIONS = {'data': 'kind:path,options, or a path that speaks for itself: folder, zip, table (CSV), .npz in MedMNIST format; see gansynth list',
            'patients': 'table (CSV) that names the patient of each image', 'classes': 'class names in order, separated by commas', 'positive': 'name of the positive class', 'seed': 'seed of GAN and classifiers'}
 
@@ -35,7 +36,7 @@ def collect(a):
     from gansynth.studies import collect
     print(collect(a.study, a.to, a.runs, pixels=False))
 
-# %% ../nbs/90_cli.ipynb #5ecde52a
+# %% ../nbs/90_cli.ipynb #7949bebe
 def everything():
     "{networks, studies, sources, arms, profiles}: what `gansynth list --json` prints."
     with warnings.catch_warnings():
@@ -49,10 +50,10 @@ def list_all(a):
     found = everything()
     if a.json: return print(json.dumps(found, indent=1))
     for kind in ('studies', 'sources', 'arms'): print(kind, *(f'  {k:22} {v}' for k, v in found[kind].items()), sep='\n')
-    print('networks', *(f"  {k:22} {v['parameters']:>12,}  {v['about']}" for k, v in found['networks'].items()), sep='\n')
+    print('networks', *(f"  {k:30} {v['parameters']:>12,}  {v['about']}" for k, v in found['networks'].items()), sep='\n')
     print('profiles', *(f"  {k:22} {', '.join(v)}" for k, v in found['profiles'].items()), sep='\n')
 
-# %% ../nbs/90_cli.ipynb #1f5f8ea6
+# %% ../nbs/90_cli.ipynb #acd0a445
 def data_check(a):
     "Say what is wrong with a data set: leaks, copies, give-aways, unreadable files, slips. Exit code 1 when it finds errors."
     from gansynth.datasheet import as_text, check
@@ -75,44 +76,45 @@ def data_prepare(a):
     prepare(found, a.size, o, a.jobs)
     print(f'{len(found)} images of {a.size}x{a.size} pixels are prepared')
 
-# %% ../nbs/90_cli.ipynb #9fc22451
+# %% ../nbs/90_cli.ipynb #7de7a59e
 def open_run(folder, n=None, seed=None): # of a run; images; seed of the noise
-    "(Synthetic, Images that the generator saw, hold-out, others, manifest) of a finished run."
+    "(Synthetic, Images that the generator saw, hold-out, others, manifest, Gan) of a finished run."
     from gansynth.core import load_json
     from gansynth.data import load, split
-    from gansynth.gan_training import load_gan
+    from gansynth.gans import load_gan
     from gansynth.synthesis import synthesise
     folder = Path(folder)
     p, gan = load_json(folder/'run.json')['parameters'], load_gan(folder/'generator.safetensors')
     parts = split(load(p['data'], p['image_size'], p['patients'], p['classes'], p['positive']), p['split_seed'], p['imbalance_ratio'], official=p.get('official_split', False), fraction=p.get('fraction', 1.))
     if parts.manifest['hash'] != gan.lineage['split_hash']: raise UserError(f'{folder}: the data have changed since this run ({p["data"]}); run it again')
-    s = synthesise(gan, n or p['n_synthetic'], p['seed'] if seed is None else seed)
-    return s, parts.train.positives, parts.valid.positives, parts.train.take(parts.train.labels == 0), parts.manifest
+    s = synthesise(gan, n or p['n_synthetic'], p['seed'] if seed is None else seed, parts.manifest['classes'][1])
+    return s, parts.train.positives, parts.valid.positives, parts.train.take(parts.train.labels == 0), parts.manifest, gan
 
-# %% ../nbs/90_cli.ipynb #a87fc75c
+# %% ../nbs/90_cli.ipynb #6d6bd3b3
 def audit(a):
     "Say whether the generator of a run copied anyone: exit code 1 unless the audit passes."
     from gansynth.synthesis import examine
-    found = examine(*open_run(a.run, a.n, a.seed)[:4])
+    *images, _, gan = open_run(a.run, a.n, a.seed)
+    found = examine(*images, gan=gan)
     print(json.dumps(found, indent=1, default=str) if a.json else f"{found['audit']['verdict']} - {found['audit']['words']}")
     return 0 if found['audit']['verdict'] == 'PASS' else 1
 
 def export(a):
     "Write synthetic images of a run as files, with lineage and a card; refused when the audit did not pass."
     from gansynth.synthesis import examine, export_set
-    *images, manifest = open_run(a.run, a.n, a.seed)
-    found = examine(*images)
+    *images, manifest, gan = open_run(a.run, a.n, a.seed)
+    found = examine(*images, gan=gan)
     kid = {r['metric']: f"{r['value']:.4f} [{r['low']:.4f}, {r['high']:.4f}]; real against real {r['floor']:.4f}, n = {r['n']}" for r in found['fidelity'] if r.get('value') is not None and r['metric'].startswith('KID')}
     print(export_set(images[0], a.to, found['audit'], kid, manifest['source'], a.allow_failed_audit))
 
-# %% ../nbs/90_cli.ipynb #2e9556de
+# %% ../nbs/90_cli.ipynb #c1e2d8ff
 def add_split_options(s): # a parser
     "The options that decide who is in which part."
     s.add_argument('--positive', help=OPTIONS['positive']); s.add_argument('--split-seed', type=int, default=0, help='which split (default: 0)')
     s.add_argument('--imbalance-ratio', type=float, default=0., help='negatives for each positive; 0 = as found'); s.add_argument('--fraction', type=float, default=1., help='share of the patients in train and valid')
     s.add_argument('--official', action='store_true', help='keep the division that came with the set'); s.add_argument('--strict', action='store_true', help='refuse images in different parts that look alike')
 
-# %% ../nbs/90_cli.ipynb #dc8b0ba9
+# %% ../nbs/90_cli.ipynb #2a34136f
 def add_data_commands(command, sub): # what adds a command; the subparsers
     "The commands that look at data: check, split, prepare."
     group = sub.add_parser('data', help='Look at a data set without training.').add_subparsers(dest='what', required=True, metavar='check|split|prepare')
@@ -124,7 +126,7 @@ def add_data_commands(command, sub): # what adds a command; the subparsers
         else: s.add_argument('--jobs', type=int, default=0, help='processes (default: one for each core)')
         if name == 'split': add_split_options(s)
 
-# %% ../nbs/90_cli.ipynb #e7087e0e
+# %% ../nbs/90_cli.ipynb #3842b077
 def parser():
     "The argument parser of the command line."
     p = argparse.ArgumentParser('gansynth', description='Would synthetic images from a GAN make my classifier better?')
@@ -149,10 +151,11 @@ def parser():
     u.add_argument('--json', action='store_true', help='for machines'); x.add_argument('--to', required=True, help='folder to write'); x.add_argument('--allow-failed-audit', action='store_true', help='write although the audit did not pass; the card then says so')
     return p
 
-# %% ../nbs/90_cli.ipynb #ac58b533
+# %% ../nbs/90_cli.ipynb #3447e587
 def main(argv=None): # list of arguments; None = those of the process
     "The command `gansynth`; returns the exit code."
     a = parser().parse_args(argv)
     try: return a.f(a) or 0
     except UserError as e: print(f'gansynth: {e}', file=sys.stderr); return 1
-    except KeyboardInterrupt as e: print(f'gansynth: {e or "interrupted"}; the same command starts it again', file=sys.stderr); return 130
+    except Terminated as e: print(f'gansynth: {e}; the same command goes on', file=sys.stderr); return e.code
+    except KeyboardInterrupt as e: print(f'gansynth: {e or "interrupted"}; the same command goes on', file=sys.stderr); return 130

@@ -7,7 +7,7 @@ __all__ = ['OKABE_ITO', 'UserError', 'did_you_mean', 'root', 'cache_folder', 'at
            'hash_of', 'file_hash', 'set_seed', 'pick_device', 'has_bf16', 'pick_precision', 'autocast', 'environment',
            'clock', 'progress', 'use_style', 'show_images', 'save_figure']
 
-# %% ../nbs/00_core.ipynb #4fff0061
+# %% ../nbs/00_core.ipynb #bec29dc8
 import os
 # Before torch is loaded: its threads wait for each other by spinning, for milliseconds at a time, and starve where another process shares the cores.
 os.environ.setdefault('GOMP_SPINCOUNT', '3000')
@@ -17,7 +17,7 @@ from contextlib import contextmanager
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
-# %% ../nbs/00_core.ipynb #82eb43c1
+# %% ../nbs/00_core.ipynb #c15bce52
 class UserError(ValueError):
     "A mistake in the input: the message names the thing and the mend, and is shown without a traceback."
 
@@ -29,7 +29,7 @@ def did_you_mean(name, # what was typed
     near = difflib.get_close_matches(str(name), known, n=1)
     return f'did you mean {near[0]!r}?' if near else f'known: {", ".join(known)}'
 
-# %% ../nbs/00_core.ipynb #91033fe8
+# %% ../nbs/00_core.ipynb #24b76902
 def root(start=None, # folder to look from; None = the current one
         ):
     "The checkout's folder, seen from `start` or any folder below it; else `start` itself."
@@ -38,12 +38,12 @@ def root(start=None, # folder to look from; None = the current one
         if (p/'settings.ini').is_file() and (p/'gansynth').is_dir(): return p
     return start
 
-# %% ../nbs/00_core.ipynb #a14d5bff
+# %% ../nbs/00_core.ipynb #2e010db4
 def cache_folder():
     "Folder for what can be made again: $GANSYNTH_CACHE, else runs/prepared in the checkout or the current folder."
     return Path(os.environ.get('GANSYNTH_CACHE') or root()/'runs'/'prepared')
 
-# %% ../nbs/00_core.ipynb #8c653754
+# %% ../nbs/00_core.ipynb #f62d8d48
 @contextmanager
 def atomic(path, # the file that shall exist afterwards
           ):
@@ -60,7 +60,7 @@ def atomic(path, # the file that shall exist afterwards
     finally:
         if path.parent.is_dir(): tmp.unlink(missing_ok=True)
 
-# %% ../nbs/00_core.ipynb #9e2812f4
+# %% ../nbs/00_core.ipynb #355b08ae
 def save_text(text, path):
     "Write `text` to `path` as UTF-8, whole or not at all; return the path."
     with atomic(path) as tmp: tmp.write_text(text, encoding='utf-8')
@@ -76,7 +76,7 @@ def load_json(path):
     except FileNotFoundError: raise UserError(f'no such file: {path}') from None
     except ValueError as e: raise UserError(f'{path} is not JSON ({e}); delete it and run again') from None
 
-# %% ../nbs/00_core.ipynb #5308c369
+# %% ../nbs/00_core.ipynb #4a958e52
 def hash_of(obj): # anything that JSON can say
     "SHA-256 (hex) of the canonical JSON of `obj`."
     return hashlib.sha256(json.dumps(obj, sort_keys=True, default=str).encode()).hexdigest()
@@ -88,7 +88,7 @@ def file_hash(path): # a file, or a folder: then the names and contents of all f
         return hash_of([(p.relative_to(path).as_posix(), file_hash(p)) for p in sorted(path.rglob('*')) if p.is_file()])
     with open(path, 'rb') as f: return hashlib.file_digest(f, 'sha256').hexdigest()
 
-# %% ../nbs/00_core.ipynb #8393fa21
+# %% ../nbs/00_core.ipynb #d6525208
 def set_seed(seed): # 0 .. 2**31-1
     "Seed Python, NumPy and torch, and ask torch for deterministic algorithms."
     import numpy as np, torch
@@ -96,7 +96,7 @@ def set_seed(seed): # 0 .. 2**31-1
     os.environ.setdefault('CUBLAS_WORKSPACE_CONFIG', ':4096:8') # what CUDA needs for it
     torch.use_deterministic_algorithms(True, warn_only=True)
 
-# %% ../nbs/00_core.ipynb #cb68f129
+# %% ../nbs/00_core.ipynb #74fe3bc0
 def pick_device(name='auto'): # 'auto', 'cpu' or 'cuda'
     "The torch device to use; `cuda` without a GPU is refused."
     import torch
@@ -113,7 +113,7 @@ def has_bf16(device): # a torch device
     cpu = Path('/proc/cpuinfo')
     return cpu.is_file() and any(f in cpu.read_text() for f in ('avx512_bf16', 'amx_bf16'))
 
-# %% ../nbs/00_core.ipynb #bae64e9f
+# %% ../nbs/00_core.ipynb #fd168f11
 def pick_precision(name, device): # 'auto', 'bfloat16' or 'float32'; a torch device
     "Name of the precision to train in; `auto` is bfloat16 only where `device` has it natively."
     if name not in ('auto', 'bfloat16', 'float32'): raise UserError(f'precision={name!r}: choose auto, bfloat16 or float32')
@@ -124,7 +124,7 @@ def autocast(precision, device):
     import torch
     return torch.autocast(device.type, torch.bfloat16, enabled=precision == 'bfloat16')
 
-# %% ../nbs/00_core.ipynb #0ad75e06
+# %% ../nbs/00_core.ipynb #0fc8a559
 def environment(device=None): # a torch device, or None for a process that used none
     "Versions, processor and device, as a dict that JSON can hold."
     def v(p):
@@ -137,37 +137,45 @@ def environment(device=None): # a torch device, or None for a process that used 
         d |= {'device': torch.cuda.get_device_name() if device.type == 'cuda' else 'cpu', 'threads': torch.get_num_threads()}
     return d
 
-# %% ../nbs/00_core.ipynb #e96e2c3f
+# %% ../nbs/00_core.ipynb #7f2aca21
 def clock(seconds): # a duration
     "'1:05' for 65 seconds, '2:00:00' for two hours."
     m, s = divmod(round(seconds), 60)
     return f'{m//60}:{m%60:02}:{s:02}' if m >= 60 else f'{m}:{s:02}'
 
+def _line(stage, done, total, seconds, rate): # rate: images/s so far, or 0 where nothing is counted but steps
+    "'GAN: 30/450, 210 images/s, 1:05 left'"
+    return f'{stage}: {done}/{total}{f", {rate:,.0f} images/s" if rate else ""}, {clock(seconds/max(done, 1)*(total-done))} left'
+
 def _listener():
-    "A function that shows (stage, done, total, seconds so far), as the surroundings allow."
-    target, line = os.environ.get('GANSYNTH_PROGRESS', ''), lambda s, i, n, t: f'{s}: {i}/{n}, {clock(t/max(i, 1)*(n-i))} left'
-    if target == 'off': return lambda *a: None
-    if target: return lambda s, i, n, t: save_json({'stage': s, 'done': i, 'total': n, 'seconds': t}, target)
+    "(function that shows (stage, done, total, seconds, rate) as the surroundings allow, seconds until it wants to hear again)."
+    target = os.environ.get('GANSYNTH_PROGRESS', '')
+    if target == 'off': return lambda *a: None, lambda n: .5
+    if target: return lambda *a: save_json(dict(zip(('stage', 'done', 'total', 'seconds', 'rate'), a)), target), lambda n: .5
     shell = sys.modules['IPython'].get_ipython() if 'IPython' in sys.modules else None
     if hasattr(shell, 'kernel'): # a notebook, not only a program that loaded ipykernel
         from IPython.display import display
         h = display({'text/plain': ''}, raw=True, display_id=True)
-        return lambda s, i, n, t: h.update({'text/plain': line(s, i, n, t) if i < n else ''}, raw=True)
-    if sys.stderr.isatty(): return lambda *a: print(line(*a), end='\n' if a[1] == a[2] else '\r', file=sys.stderr, flush=True)
-    return lambda *a: None
+        return lambda *a: h.update({'text/plain': _line(*a) if a[1] < a[2] else ''}, raw=True), lambda n: .5
+    if sys.stderr.isatty(): return lambda *a: print('\r\033[K'+_line(*a), end='\n' if a[1] == a[2] else '', file=sys.stderr, flush=True), lambda n: .5
+    return lambda *a: print(_line(*a), file=sys.stderr, flush=True) if a[1] < a[2] else None, lambda n: 10*2**min(n, 6)
 
-# %% ../nbs/00_core.ipynb #49b40041
+# %% ../nbs/00_core.ipynb #c29e720e
 def progress(items, # a sequence, or any iterable with `total`
              stage, # what is being done, e.g. 'GAN'
-             total=None, every=.5): # number of items; seconds between two messages
+             total=None, done=0, per=0): # number of items; how many were done earlier; images in an item, to tell images/s
     "Yield from `items` and tell whoever listens how far it is and how long it will still take."
-    total, tell, start, last = total or len(items), _listener(), time.time(), 0.
+    total, (tell, wait), start = total or len(items), _listener(), time.time()
+    last, said = start-1, 0
+    def say(i):
+        t = time.time()-start
+        tell(stage, done+i, total, t*(done+i)/max(i, 1), per*i/max(t, 1e-9))
     for i, x in enumerate(items):
-        if time.time()-last > every: tell(stage, i, total, time.time()-start); last = time.time()
+        if time.time()-last > wait(said): say(i); last, said = time.time(), said+1
         yield x
-    tell(stage, total, total, time.time()-start)
+    say(total-done)
 
-# %% ../nbs/00_core.ipynb #9d468332
+# %% ../nbs/00_core.ipynb #03f2862e
 OKABE_ITO = ['#0072B2', '#D55E00', '#009E73', '#CC79A7', '#E69F00', '#56B4E9', '#000000']
 
 def use_style():
@@ -177,7 +185,7 @@ def use_style():
                          'axes.spines.top': False, 'axes.spines.right': False, 'axes.prop_cycle': mpl.cycler(color=OKABE_ITO),
                          'axes.grid': True, 'grid.alpha': .25, 'legend.frameon': False, 'image.cmap': 'gray'})
 
-# %% ../nbs/00_core.ipynb #5a53d8e6
+# %% ../nbs/00_core.ipynb #1c8ab73b
 def show_images(images, # uint8 (n,h,w), or a list of such rows with `ncol`
                 titles=None, ncol=8, title=None, scale=.9): # a caption for each; columns; heading; inches an image
     "A grid of at most 8x8 grey images; returns the figure."

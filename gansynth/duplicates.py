@@ -6,7 +6,7 @@
 __all__ = ['area_weights', 'shrink', 'difference_bits', 'haar', 'unit', 'mirror', 'Prints', 'fingerprints', 'score', 'close_rows',
            'close_bits', 'near_pairs', 'groups', 'across_parts']
 
-# %% ../nbs/10_duplicates.ipynb #bd8d5e84
+# %% ../nbs/10_duplicates.ipynb #7c14957e
 import hashlib
 from dataclasses import dataclass, fields
 
@@ -17,7 +17,7 @@ from scipy.sparse.csgraph import connected_components
 
 from .core import UserError
 
-# %% ../nbs/10_duplicates.ipynb #48a6568a
+# %% ../nbs/10_duplicates.ipynb #1eaac7a9
 def area_weights(k, # cells
                  n): # pixels
     "Float32 (k,n): the share of each pixel in the mean over each cell; rows sum to 1."
@@ -29,7 +29,7 @@ def shrink(images, # uint8 (n,h,w)
     "Area means, float32 (n,rows,cols)."
     return area_weights(rows, images.shape[1]) @ (images.astype('float32') @ area_weights(cols, images.shape[2]).T)
 
-# %% ../nbs/10_duplicates.ipynb #333f8598
+# %% ../nbs/10_duplicates.ipynb #1ff3a837
 def difference_bits(small): # float (n,8,9)
     "Difference hash, uint64 (n,); cells count as equal up to 0.01 grey values."
     return np.packbits((small[..., :-1]-small[..., 1:] > .01).reshape(-1, 64), axis=1).view(np.uint64).reshape(-1)
@@ -45,7 +45,7 @@ def unit(v, # float (n,d)
     rms = np.sqrt((v**2).mean(1, keepdims=True))
     return np.where(rms < least, 0, v/np.maximum(rms, 1e-9)/v.shape[1]**.5)
 
-# %% ../nbs/10_duplicates.ipynb #bb26d45d
+# %% ../nbs/10_duplicates.ipynb #3df245ac
 def mirror(v): # (n,256) thumbnails or (n,768) details
     "The same of the mirrored images."
     bands = v.reshape(len(v), v.shape[1]//256, 16, 16)[..., ::-1]
@@ -66,7 +66,7 @@ class Prints:
         "The prints of the chosen images."
         return Prints(*(getattr(self, f.name)[keep] for f in fields(self)))
 
-# %% ../nbs/10_duplicates.ipynb #73fc7542
+# %% ../nbs/10_duplicates.ipynb #198761f2
 def _prints(x): # uint8 (n,h,w), in memory
     digest = [int.from_bytes(hashlib.blake2b(i.tobytes(), digest_size=8, key=str(i.shape).encode()).digest(), 'little') for i in x]
     cells, (means, differences) = shrink(x, 8, 9), haar(shrink(x, 32, 32))
@@ -82,7 +82,7 @@ def fingerprints(images, # uint8 (n,h,w), an array or memory map
     parts = [_prints(np.asarray(images[s:s+chunk])) for s in range(0, max(len(images), 1), chunk)]
     return Prints(*(np.concatenate([getattr(p, f.name) for p in parts]) for f in fields(Prints)))
 
-# %% ../nbs/10_duplicates.ipynb #9f7d3592
+# %% ../nbs/10_duplicates.ipynb #77f7a407
 def score(a, b, # Prints
           i, j, # indices (m,) into a and b
           chunk=4096):
@@ -97,7 +97,7 @@ def score(a, b, # Prints
     bits, ncc, detail, flipped = np.concatenate(out).T
     return pd.DataFrame(dict(i=i, j=j, bits=bits.astype(int), ncc=ncc, detail=detail, mirrored=flipped > 0))
 
-# %% ../nbs/10_duplicates.ipynb #87eb0ba4
+# %% ../nbs/10_duplicates.ipynb #3a792767
 def _project(x, mean, axes):
     return np.concatenate([(x[s:s+4096]-mean) @ axes for s in range(0, len(x), 4096)])
 
@@ -113,7 +113,13 @@ def _axes(y, radius, sample=1024, price=1e5):
     k = min((16, 32, 48, 64, 96, 128, 192, len(axes)), key=cost)
     return mean, np.ascontiguousarray(axes[:, :k])
 
-# %% ../nbs/10_duplicates.ipynb #f8c50ae7
+# %% ../nbs/10_duplicates.ipynb #02000809
+def _lifted(p, q): # (n,k), (m,k)
+    "Both with two more columns, so that row i of one times row j of the other is -distance²/2: u·v - u·u/2 - v·v/2."
+    hp, hq = ((v**2).sum(1, keepdims=True)/-2 for v in (p, q))
+    return np.hstack([p, hp, np.ones_like(hp)]), np.hstack([q, np.ones_like(hq), hq])
+
+# %% ../nbs/10_duplicates.ipynb #85433494
 def _boxes(p, rows, size=512):
     "Rows of p in lists of at most `size` neighbours."
     if len(rows) <= size: return [rows]
@@ -131,7 +137,7 @@ def _dots(x, y, i, j):
 
 def _screen(x, y, px, py, i, j, least, radius):
     "All pairs (2,k) of rows i of x and j of y with dot products of at least `least`, and the number compared in full."
-    near = np.flatnonzero(px[i] @ py[j].T >= -radius**2/2)   # -distance²/2, see below
+    near = np.flatnonzero(px[i] @ py[j].T >= -radius**2/2)   # px and py are lifted
     if len(near) > len(i)*len(j)/16:   # the filter does not help here: one product of all is quicker
         near, compared = np.flatnonzero(x[i] @ y[j].T >= least), len(i)*len(j)
         return np.array([i[near//len(j)], j[near % len(j)]]), compared
@@ -139,7 +145,7 @@ def _screen(x, y, px, py, i, j, least, radius):
     keep = _dots(x, y, i, j) >= least
     return np.array([i[keep], j[keep]]), len(near)
 
-# %% ../nbs/10_duplicates.ipynb #4ebc6ed3
+# %% ../nbs/10_duplicates.ipynb #91f182d8
 def _check_limit(found, limit):
     if (n := sum(f.shape[1] for f in found)) > limit:
         raise UserError(f'more than {limit:,} near pairs ({n:,} so far): thousands of these images are nearly one picture, or the rule is too loose. '
@@ -149,7 +155,7 @@ def _distinct(found, m):
     i, j = np.concatenate(found, 1)
     return np.array(np.divmod(np.unique(i*max(m, 1)+j), max(m, 1)))
 
-# %% ../nbs/10_duplicates.ipynb #fb59c118
+# %% ../nbs/10_duplicates.ipynb #3d44a83e
 def close_rows(x, y, # (n,d), (m,d), rows of length 1 or 0
                least, # smallest dot product, above 0
                same=False, # x[i].y[j] = x[j].y[i]: pairs i < j only
@@ -159,9 +165,7 @@ def close_rows(x, y, # (n,d), (m,d), rows of length 1 or 0
     if not len(rows) or not len(cols): return found[0], 0
     radius = (2-2*least+2e-3)**.5   # with room for rounding
     to = _axes(y[cols], radius)
-    px, py = (_project(v, *to) for v in (x, y))
-    qx, qy = ((p**2).sum(1, keepdims=True)/-2 for p in (px, py))
-    px, py = np.hstack([px, qx, np.ones_like(qx)]), np.hstack([py, np.ones_like(qy), qy])   # px[i] @ py[j] = u·v - u·u/2 - v·v/2
+    px, py = _lifted(*(_project(v, *to) for v in (x, y)))
     for box in _boxes(px, rows):
         j = cols[_reachable(py[cols], px[box], radius)]
         for s in range(0, len(j), 2048):
@@ -174,7 +178,13 @@ def close_rows(x, y, # (n,d), (m,d), rows of length 1 or 0
     if same: pairs = np.sort(pairs[:, pairs[0] != pairs[1]], axis=0)
     return _distinct([pairs], len(y)), compared
 
-# %% ../nbs/10_duplicates.ipynb #7b28358f
+# %% ../nbs/10_duplicates.ipynb #0781c8b7
+def _ranges(first, n): # int (k,), (k,)
+    "Numbers and members of the ranges first[i] .. first[i]+n[i]-1, one range after the other."
+    which = np.repeat(np.arange(len(n)), n)
+    return which, np.arange(n.sum())-np.repeat(np.cumsum(n)-n-first, n)
+
+# %% ../nbs/10_duplicates.ipynb #fe00ef64
 def close_bits(a, b, # uint64 (n,), (m,)
                most, # bits that may differ, 0 to 15
                same=False, limit=10**6, block=10**6): # as for close_rows; pairs in memory at a time
@@ -187,16 +197,15 @@ def close_bits(a, b, # uint64 (n,), (m,)
         ends = np.cumsum(hi-lo)
         cuts = np.unique(np.r_[0, np.searchsorted(ends, np.arange(block, ends[-1] if len(ends) else 0, block)), len(a)])
         for s, e in zip(cuts[:-1], cuts[1:]):
-            n = (hi-lo)[s:e]
-            i = np.repeat(np.arange(s, e), n)
-            j = order[np.arange(n.sum())-np.repeat(np.cumsum(n)-n, n)+np.repeat(lo[s:e], n)]
+            which, place = _ranges(lo[s:e], (hi-lo)[s:e])
+            i, j = s+which, order[place]
             compared += len(i)
             keep = np.bitwise_count(a[i] ^ b[j]) <= most
             found.append(np.array([i, j])[:, keep & (i < j) if same else keep])
             _check_limit(found, 5*limit)
     return _distinct(found, len(b)), compared
 
-# %% ../nbs/10_duplicates.ipynb #9661acc5
+# %% ../nbs/10_duplicates.ipynb #f1f57647
 def _kinds(prints):
     "Indices of the first image of each kind, and a table (first, copy) of the others."
     _, start, kind = np.unique(prints.digest, return_index=True, return_inverse=True)
@@ -206,17 +215,18 @@ def _kinds(prints):
 
 def _candidates(u, v, same, rules, limit):
     "All pairs (2,k) that fulfil a rule, plain or mirrored, and the number compared."
-    flip, structure = (lambda y: y), [np.flatnonzero(x.thumbs.any(1)) for x in (u, v)]
-    runs = [close_rows(getattr(u, k), f(getattr(v, k)), least, same, limit)
-            for k, least in zip(('thumbs', 'details'), rules) if least is not None for f in (flip, mirror)]
-    if rules[2] is not None:
-        for h in (v.bits, v.mirrored_bits):
-            (i, j), n = close_bits(u.bits[structure[0]], h[structure[1]], rules[2], same, limit)
-            runs.append((np.array([structure[0][i], structure[1][j]]), n))
+    min_ncc, min_detail, max_bits = rules
+    runs = [close_rows(x, other, least, same, limit) for x, y, least in ((u.thumbs, v.thumbs, min_ncc), (u.details, v.details, min_detail))
+            if least is not None for other in (y, mirror(y))]
+    if max_bits is not None:
+        a, b = (np.flatnonzero(x.thumbs.any(1)) for x in (u, v))   # without structure all hashes are equal
+        for hashes in (v.bits, v.mirrored_bits):
+            (i, j), n = close_bits(u.bits[a], hashes[b], max_bits, same, limit)
+            runs.append((np.array([a[i], b[j]]), n))
     if not same: runs.append((np.array(np.intersect1d(u.digest, v.digest, return_indices=True)[1:]), 0))
     return _distinct([np.zeros((2, 0), int)]+[r for r, _ in runs], len(v)), sum(n for _, n in runs)
 
-# %% ../nbs/10_duplicates.ipynb #e23c2573
+# %% ../nbs/10_duplicates.ipynb #345cfa07
 def near_pairs(a, # Prints
                b=None, # Prints of a second set; None searches within a
                min_ncc=.98, min_detail=.85, max_bits=None, # near if any holds; None leaves a rule out
@@ -240,14 +250,14 @@ def near_pairs(a, # Prints
     t.attrs['compared'] = compared
     return t
 
-# %% ../nbs/10_duplicates.ipynb #25694ce1
+# %% ../nbs/10_duplicates.ipynb #f6fcc0cd
 def groups(pairs, # of one set, from near_pairs
            n): # number of images
     "Label (n,) of each image: equal for images that are linked by pairs, directly or through others; 0, 1, ... by first appearance."
     label = connected_components(coo_matrix((np.ones(len(pairs)), (pairs.i, pairs.j)), (n, n)), directed=False)[1]
     return pd.factorize(label)[0]
 
-# %% ../nbs/10_duplicates.ipynb #57ca9a6a
+# %% ../nbs/10_duplicates.ipynb #532bfa39
 def across_parts(pairs, # of one set, from near_pairs
                  parts): # (n,) part of each image: 'train', 'valid', 'test'
     "The pairs whose images lie in different parts, with `part_i` and `part_j`; every image that has a twin in another part is listed."

@@ -7,7 +7,7 @@ __all__ = ['PARTS', 'PATIENT_COLUMNS', 'COLUMNS', 'Listing', 'from_phantom', 're
            'with_patients', 'settle_patients', 'tree', 'from_folder', 'typos', 'check_labels', 'check_files',
            'from_csv']
 
-# %% ../nbs/07_listing.ipynb #d2d45d02
+# %% ../nbs/07_listing.ipynb #4d355173
 import difflib, os, re
 from collections import Counter
 from dataclasses import dataclass, field, replace
@@ -20,7 +20,7 @@ from .core import UserError, did_you_mean, file_hash
 from .decoding import is_zip, list_files, outside, refuse_link
 from .phantom import CLASSES as PHANTOM_CLASSES, phantom
 
-# %% ../nbs/07_listing.ipynb #0083fb89
+# %% ../nbs/07_listing.ipynb #e3d6d9f5
 PARTS = {'train': 'train', 'training': 'train', 'val': 'valid', 'valid': 'valid', 'validation': 'valid', 'test': 'test', 'testing': 'test'}
 
 @dataclass(frozen=True, eq=False)
@@ -42,18 +42,18 @@ class Listing:
         notes = [*self.source['notes'], *([note.format(n=n, of=len(keep))] if note else [])]
         return replace(self, table=self.table[keep].reset_index(drop=True), arrays=None if self.arrays is None else self.arrays[keep], source=self.source | {'notes': notes})
 
-# %% ../nbs/07_listing.ipynb #7357a4e6
+# %% ../nbs/07_listing.ipynb #3ce411c5
 def from_phantom(path='', n_patients=250, prevalence=1/6, difficulty=.5, seed=0, size=64): # ignored; of the phantom; pixels of a side
     "Phantom chest X-rays, drawn by a program: physics for testing, never medical evidence."
     if path: raise UserError(f'phantom takes options only, e.g. phantom:n_patients=60, not {path!r}')
     o = dict(n_patients=n_patients, prevalence=prevalence, difficulty=difficulty, seed=seed)
     try: p = phantom(size=size, **o)
     except ValueError as e: raise UserError(f'phantom: {e}') from None
-    table = pd.DataFrame(dict(id=p['ids'], label=np.array(PHANTOM_CLASSES)[p['labels']], patient=p['patients'], part='', file=p['ids']))
+    table = pd.DataFrame(dict(id=p['ids'], label=np.array(PHANTOM_CLASSES)[p['labels']], patient=p['patients'], part='', file=p['ids'], sex=p['sex'], age=p['ages'].astype(str)))
     return Listing(table, PHANTOM_CLASSES, arrays=p['images'], positive=PHANTOM_CLASSES[1],
                    source=dict(kind='phantom', name='phantom', options=o, notes=['Phantom images: physics for testing, never medical evidence.']))
 
-# %% ../nbs/07_listing.ipynb #aec55d2c
+# %% ../nbs/07_listing.ipynb #74b9747e
 def read_table(path, columns=(), sep=','): # CSV, also compressed; names that must be there; separator
     "A table of strings; one that is missing, in another encoding or without these columns is refused."
     if not Path(path).is_file(): raise UserError(f'no such table: {path}')
@@ -70,7 +70,7 @@ def refuse_rows(bad, path, what): # numbers of data rows, from 0; file; sentence
     bad = list(bad)
     if bad: raise UserError(f'{path}: {what} in {len(bad)} row{"s"*(len(bad) > 1)}: {", ".join(str(i+2) for i in bad[:20])}{" ..." if len(bad) > 20 else ""}')
 
-# %% ../nbs/07_listing.ipynb #0188f651
+# %% ../nbs/07_listing.ipynb #137366af
 PATIENT_COLUMNS = ('patient_id', 'patient', 'group_id', 'person')
 
 def read_patients(path, key): # a CSV file; names of the columns that identify an image
@@ -83,7 +83,7 @@ def read_patients(path, key): # a CSV file; names of the columns that identify a
         if who.setdefault(k, p) != p: raise UserError(f'{path}: image {k} has two patients, the second in row {i+2}')
     return who
 
-# %% ../nbs/07_listing.ipynb #224fdae5
+# %% ../nbs/07_listing.ipynb #2b284fe7
 def with_patients(found, table, key): # a Listing; path of a table or ''; names of its columns that identify an image
     "The Listing with patients from a table whose keys are columns of the listing; images without one are left out."
     if not table: return found
@@ -99,7 +99,7 @@ def settle_patients(found): # a Listing
     note = 'No patient table: each image counts as its own patient, so a leak between images of one patient cannot be excluded.'
     return replace(found, table=found.table.assign(patient=found.table.id), source=found.source | {'notes': [*found.source['notes'], note]})
 
-# %% ../nbs/07_listing.ipynb #c1e25fe7
+# %% ../nbs/07_listing.ipynb #d54f8720
 def tree(root, suffixes=None): # folder or zip archive; endings of files, or '' for any
     "Table id, label, patient, part, file of `[.../][part/]class/.../file`."
     names = [f for f in list_files(root, *([] if suffixes is None else [suffixes])) if '/' in f]
@@ -116,7 +116,7 @@ def from_folder(path, patients='', classes=''):
     found = Listing(t, tuple(sorted(set(t.label))), str(path), source=dict(kind='folder', name=Path(path).name, notes=[]))
     return with_patients(found, patients, ('file',))
 
-# %% ../nbs/07_listing.ipynb #da456d47
+# %% ../nbs/07_listing.ipynb #5585b9af
 COLUMNS = {'image': ('image', 'file', 'path', 'filename'), 'label': ('label', 'class', 'diagnosis', 'finding'), 'patient': PATIENT_COLUMNS, 'split': ('split', 'part', 'fold')}
 
 def typos(labels): # str (n,)
@@ -137,7 +137,7 @@ def check_labels(labels, path, classes=''): # str (n,), in the order of the rows
     wrong = {l: did_you_mean(l, known) for l in set(labels) if known and l not in known} or {a: f'did you mean {b!r}?' for a, b in typos(labels).items() if not known}
     for l, hint in sorted(wrong.items()): refuse_rows([i for i, x in enumerate(labels) if x == l], path, f'unknown label {l!r} ({hint} Correct it, or name all classes with classes=...)')
 
-# %% ../nbs/07_listing.ipynb #ade268b4
+# %% ../nbs/07_listing.ipynb #3e1a7434
 def check_files(names, labels, root, path): # str (n,) twice; folder or zip; the table, for messages
     "Raise for files that are named twice, lead out of `root`, or are missing."
     rows = pd.DataFrame({'name': names, 'label': labels})
@@ -151,7 +151,7 @@ def check_files(names, labels, root, path): # str (n,) twice; folder or zip; the
     bad = [i for i, n in enumerate(names) if (n not in inside if inside is not None else not os.path.isfile(os.path.join(root, n)))]
     refuse_rows(bad, path, f'the image is missing below {root} ({names[bad[0]] if bad else ""})')
 
-# %% ../nbs/07_listing.ipynb #9ae245af
+# %% ../nbs/07_listing.ipynb #a23705e4
 def from_csv(path, patients='', classes='', image='', label='', patient='', split='', sep=',', root=''): # file; ...; names of columns; separator; folder or zip that holds the files
     "Any table of files; columns are named with image=, label=, patient=, split=. patient=- makes each image its own patient."
     t = read_table(path, [c for c in (image, label, patient, split) if c not in ('', '-')], sep)

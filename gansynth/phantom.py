@@ -5,14 +5,14 @@
 # %% auto #0
 __all__ = ['CLASSES', 'ANATOMY', 'POSE', 'uniforms', 'gaussians', 'ramp', 'bump', 'ellipse', 'mottle', 'draw', 'coords', 'torso',
            'abdomen', 'heart', 'lungs', 'aerated', 'band', 'bones', 'vessels', 'clutter', 'consolidation', 'opacity',
-           'attenuation', 'expose', 'render', 'is_ill', 'phantom']
+           'attenuation', 'expose', 'render', 'is_ill', 'person', 'phantom']
 
-# %% ../nbs/05_phantom.ipynb #78395fe0
+# %% ../nbs/05_phantom.ipynb #3fc6605b
 from numbers import Integral, Real
 import numpy as np
 from numpy.random import PCG64, SeedSequence
 
-# %% ../nbs/05_phantom.ipynb #85477340
+# %% ../nbs/05_phantom.ipynb #9a0c689d
 CLASSES = ('normal', 'pneumonia')
 
 def uniforms(n, *key):
@@ -25,7 +25,7 @@ def gaussians(n, *key):
     a, b, c, d = uniforms(4*n, *key).reshape(4, n)
     return (((a + b) + (c + d)) - 2)*np.sqrt(3.)   # this order of addition, on every machine
 
-# %% ../nbs/05_phantom.ipynb #8bed9627
+# %% ../nbs/05_phantom.ipynb #256aa06b
 def ramp(t):
     "Smooth step: 0 for t <= 0, 1 for t >= 1, a cubic between"
     t = np.clip(t, 0, 1)
@@ -50,7 +50,7 @@ def mottle(x, y, cells, *key):
     top, low = (grid[q] + fu*(grid[q + 1] - grid[q]) for q in (k, k + cells + 1))
     return top + fv*(low - top)
 
-# %% ../nbs/05_phantom.ipynb #552b69ee
+# %% ../nbs/05_phantom.ipynb #812efa77
 ANATOMY = dict(   # range of each property over patients
     width=(.86, 1.06), height=(.9, 1.08), taper=(.05, .2), tilt=(-.05, .05), heart=(.27, .38), shift=(.04, .14),
     spacing=(.19, .25), slope=(.25, .5), phase=(0, 1), dome=(.4, .56), uneven=(.02, .12), clavicle=(-.66, -.56),
@@ -71,7 +71,7 @@ def coords(size, a, p):
     x, y = x + p['turn']*y, y - p['turn']*x
     return x, y - a['tilt']*x
 
-# %% ../nbs/05_phantom.ipynb #3f250528
+# %% ../nbs/05_phantom.ipynb #8348eeba
 def torso(x, y, a):
     "Body against air, in [0,1]"
     u = np.sqrt(x*x + 1e-4)/a['width']
@@ -91,7 +91,7 @@ def heart(x, y, a):
     arch = ramp((1 - ellipse(u, y, .1, -.28, .15, .17))*2)
     return 1 - (1 - body)*(1 - .6*arch)*(1 - .5*bump(x/.28)*ramp((.5 - y)*3))
 
-# %% ../nbs/05_phantom.ipynb #b5d40cae
+# %% ../nbs/05_phantom.ipynb #247c7aac
 def lungs(x, y, a):
     "The two lungs, narrow at the top and wide at the bottom, in [0,1]"
     u, v = np.sqrt(x*x + 1e-4)/a['width'], (y - .02)/(.86*a['height'])
@@ -103,7 +103,7 @@ def aerated(x, y, a, p):
     "Share of air along the ray, in [0,1]"
     return lungs(x, y, a)*(1 - .88*heart(x, y, a))*(1 - abdomen(x, y, a, p))*torso(x, y, a)
 
-# %% ../nbs/05_phantom.ipynb #d1d3994d
+# %% ../nbs/05_phantom.ipynb #3c88f1cb
 def band(t):
     "Soft stripes of period 1, a little brighter at their edges like a hollow bone"
     t = t - np.floor(t) - .5
@@ -119,7 +119,7 @@ def bones(x, y, a):
     spine = bump(x/.15)*(1 - .35*bump(3.46*(t - np.floor(t) - .5)))   # darker discs between the vertebrae
     return a['bone']*((back + .5*front)*cage + 1.6*rise*ramp((u - .1)*14)*ramp((.9 - u)*6)) + .16*spine
 
-# %% ../nbs/05_phantom.ipynb #e5917f8d
+# %% ../nbs/05_phantom.ipynb #c3c4dde4
 def vessels(x, y, a, *key):
     "Sixteen tapering, bent vessels from the roots of the lungs, roughly in [0,2]"
     out = 0
@@ -138,7 +138,7 @@ def clutter(x, y, a, *key):
     breast = ramp(1.5 - 1.5*ellipse(np.sqrt(x*x), y, .45, .3, .38, .3))
     return a['vessels']*vessels(x, y, a, *key, 4) + a['grain']*grain + a['breast']*breast
 
-# %% ../nbs/05_phantom.ipynb #13aa4f94
+# %% ../nbs/05_phantom.ipynb #f8e6609e
 def consolidation(x, y, a, *key):
     "One to five soft, ragged patches, in [0,1], of a patient who is mildly or severely ill"
     q = uniforms(32, *key)
@@ -154,7 +154,7 @@ def opacity(difficulty):
     e = 1 - difficulty
     return .04 + 1.66*e
 
-# %% ../nbs/05_phantom.ipynb #a09bd347
+# %% ../nbs/05_phantom.ipynb #16bb878d
 def attenuation(x, y, a, p, fluid, *key):
     "Sum of all layers in grey-scale units, (n,size,size); `fluid` is the share of air replaced"
     soft = a['fat'] + .08*heart(x, y, a) + .1*abdomen(x, y, a, p) + bones(x, y, a)
@@ -175,17 +175,22 @@ def render(k, ill, size, difficulty, seed):
     fluid = opacity(difficulty)*p['fade']*consolidation(x, y, a, seed, k, 4) if ill else 0
     return expose(attenuation(x, y, a, p, fluid, seed, k, 5), x, p, seed, k, 6)
 
-# %% ../nbs/05_phantom.ipynb #c5b557ff
+# %% ../nbs/05_phantom.ipynb #29ef1e2c
 def is_ill(k, prevalence, seed):
     "Has patient `k` pneumonia? A share `prevalence` of all patients has, evenly spread over k"
     return (float(uniforms(1, seed, 0, 0, 1)[0]) + k*.6180339887498949) % 1 < prevalence
+
+def person(k, seed):
+    "Sex ('F' where the breast shadow is in the upper half of its range, else 'M') and age in years (18 to 89) of patient `k`"
+    shadow = float(draw(ANATOMY, seed, k, 2)['breast'].item())
+    return 'F' if shadow > sum(ANATOMY['breast'])/2 else 'M', 18 + int(72*uniforms(1, seed, k, 7)[0])
 
 def _check(name, value, lo, hi, kind):
     "ValueError unless `value` is a number of `kind` in [lo, hi]"
     if not (isinstance(value, kind) and lo <= value <= hi):
         raise ValueError(f'{name}={value!r}: want {"an integer" if kind is Integral else "a number"} in [{lo}, {hi}]')
 
-# %% ../nbs/05_phantom.ipynb #65ed1a0c
+# %% ../nbs/05_phantom.ipynb #171e0729
 def phantom(
     n_patients=250, # at least 1; each has 1 to 6 images, 3.5 on average
     size=64, # rows and columns of an image, 28 to 256 pixels
@@ -194,7 +199,7 @@ def phantom(
     seed=0, # 0 to 2**32-1: another seed, other patients
 ):
     """Synthetic chest X-rays with known labels: dict of `images` uint8 (n,size,size), `labels` int64 (n,) with
-    0 normal and 1 pneumonia, `patients` str (n,) like 'P0001', `ids` str (n,) like 'P0001-0'.
+    0 normal and 1 pneumonia, `patients` str (n,) like 'P0001', `ids` str (n,) like 'P0001-0', `sex` str (n,) F or M, `ages` int64 (n,).
     The images of a patient depend on the patient's number and the options, not on `n_patients`.
     Raises ValueError if an argument is out of range."""
     for args in (('n_patients', n_patients, 1, 1_000_000, Integral), ('size', size, 28, 256, Integral),
@@ -203,5 +208,6 @@ def phantom(
     ill = [is_ill(k, float(prevalence), int(seed)) for k in range(n_patients)]
     ims = [render(k, i, int(size), float(difficulty), int(seed)) for k, i in enumerate(ill)]
     n, names = [len(im) for im in ims], np.array([f'P{k:04d}' for k in range(n_patients)])
-    return dict(images=np.concatenate(ims), labels=np.repeat(np.array(ill, dtype=np.int64), n),
+    sex, ages = (np.repeat(v, n) for v in zip(*(person(k, int(seed)) for k in range(n_patients))))
+    return dict(images=np.concatenate(ims), labels=np.repeat(np.array(ill, dtype=np.int64), n), sex=sex, ages=ages,
                 patients=np.repeat(names, n), ids=np.array([f'{p}-{j}' for p, m in zip(names, n) for j in range(m)]))

@@ -9,9 +9,10 @@ __all__ = ['KINDS', 'thirds', 'centre', 'views', 'zscore', 'digests', 'principal
            'verdict', 'closest', 'best_scores', 'histogram', 'audit', 'show_pairs', 'plot_distances', 'Canaries',
            'plant_canaries', 'find_canaries', 'epsilon']
 
-# %% ../nbs/35_privacy.ipynb #bac63ede
+# %% ../nbs/35_privacy.ipynb #76fd3939
 import hashlib
 from collections import namedtuple
+from functools import reduce
 from itertools import combinations, product
 
 import matplotlib.pyplot as plt, numpy as np
@@ -19,16 +20,17 @@ from scipy.ndimage import zoom
 from scipy.stats import binomtest, mannwhitneyu
 
 from .core import OKABE_ITO, UserError, did_you_mean, hash_of, show_images
+from .features import squared_distances
 from .statistics import auc_interval, binomial_excess, holm
 
-# %% ../nbs/35_privacy.ipynb #48e529e8
+# %% ../nbs/35_privacy.ipynb #8cb91782
 def thirds(patients, seed=0): # str (n,); split seed
     "Indices t, h, a of the images: training, hold-out and others, a third of the patients each, with as many t as h."
     who = np.array_split(sorted(set(patients), key=lambda p: hash_of([seed, str(p)])), 3)
     t, h, a = (np.flatnonzero(np.isin(patients, w)) for w in who)
     return t[:(n := min(len(t), len(h)))], h[:n], a
 
-# %% ../nbs/35_privacy.ipynb #50631ca2
+# %% ../nbs/35_privacy.ipynb #16474e27
 def centre(images): # uint8 (n,h,w)
     "The images without a border of one pixel."
     return images[:, 1:-1, 1:-1]
@@ -45,7 +47,7 @@ def zscore(images): # uint8 (n,h,w)
     x -= x.mean(1, keepdims=True)
     return x/np.maximum(np.sqrt(np.einsum('ij,ij->i', x, x)/x.shape[1]), 1e-3)[:, None]
 
-# %% ../nbs/35_privacy.ipynb #d5c4ac9b
+# %% ../nbs/35_privacy.ipynb #25375a03
 def digests(images): # uint8 (n,h,w)
     "A hash of the pixels of each image, list of str."
     return [hashlib.blake2b(i.tobytes(), digest_size=12).hexdigest() for i in np.ascontiguousarray(images)]
@@ -69,19 +71,16 @@ def levelled(extractor): # a function from uint8 (n,h,w) to float (n,d)
         raise UserError(f'the extractor gives {out.shape} for {len(x)} images, or values that are not finite: it must give one row of finite numbers for each')
     return f
 
-# %% ../nbs/35_privacy.ipynb #0c819d54
+# %% ../nbs/35_privacy.ipynb #449ef9d4
 def distances(a, b, f, look=views, chunk=128): # uint8 (n,h,w), (m,h,w); features of crops; the views of a; images of a at a time
     "Yields (row, d) for each portion of `a`: its first row and the distances to each of `b`, float32 (chunk,m), the smallest over the views."
     mid = (r := f(centre(b))).mean(0)
-    right = np.vstack([-2*(r-mid).T, np.ones(len(r)), ((r-mid)**2).sum(1)]).astype('float32')
+    r = r-mid
     for i in range(0, len(a), chunk):
-        best = None
-        for q in (f(crop)-mid for crop in look(a[i:i+chunk])):
-            d = np.column_stack([q, (q**2).sum(1), np.ones(len(q))]).astype('float32') @ right # |q-r|^2 in one product
-            best = d if best is None else np.minimum(best, d, out=best)
-        yield i, np.sqrt(best.clip(0))
+        each = (squared_distances(f(crop)-mid, r) for crop in look(a[i:i+chunk]))
+        yield i, np.sqrt(reduce(lambda least, d: np.minimum(least, d, out=least), each).clip(0))
 
-# %% ../nbs/35_privacy.ipynb #b8ece925
+# %% ../nbs/35_privacy.ipynb #0b56e05d
 class Near(namedtuple('Near', 'first second who back')):
     "How images `a` lie to `b`: distance to the nearest, to the second, index of the nearest, each (n,); distance of each of `b` to the nearest of `a`, (m,)."
 
@@ -95,7 +94,7 @@ def near(a, b, f, same=False, look=views): # uint8 (n,h,w), (m,h,w); features of
         back = np.minimum(back, d.min(0))
     return Near(*(np.concatenate(r) for r in zip(*rows)), back)
 
-# %% ../nbs/35_privacy.ipynb #7054b38c
+# %% ../nbs/35_privacy.ipynb #205da901
 KINDS = ('exact', 'noise', 'mirrored', 'shifted', 'gamma', 'disguised', 'blended', 'one')
 
 def planted(train, kind, share=1., seed=0, fresh=None): # uint8 (n,h,w); one of KINDS; of the result that is copied; seed; the rest, uint8 (m,h,w)
@@ -114,7 +113,7 @@ def planted(train, kind, share=1., seed=0, fresh=None): # uint8 (n,h,w); one of 
     x = x.round().clip(0, 255).astype('uint8')
     return x if fresh is None else np.concatenate([x, fresh[rng.permutation(n)[:n-len(x)]]])
 
-# %% ../nbs/35_privacy.ipynb #1ee89591
+# %% ../nbs/35_privacy.ipynb #a0a20d06
 def refuse_overlap(images, patients=None): # {part: uint8 (n,h,w)}; {part: names (n,)} or None
     "Raise UserError when two parts share an image or a patient."
     for what, sets in (('image', {k: digests(v) for k, v in images.items()}), ('patient', patients or {})):
@@ -133,7 +132,7 @@ def refuse_sizes(**parts): # train, holdout, others, synthetic: uint8 (n,h,w)
     if g < t: raise UserError(f'{g} synthetic images for {t} training images: sample at least {t}, since copies may be rare')
     if min(t, a) < 20: raise UserError(f'{t} training and {a} other images: at least 20 of each are needed')
 
-# %% ../nbs/35_privacy.ipynb #9f4155cd
+# %% ../nbs/35_privacy.ipynb #98ba5d35
 def refuse_extractor(extractor, train, holdout, patients=None): # a function; uint8 (n,h,w) twice; names of their patients, (n,) twice
     "Raise UserError when `extractor.fitted_on` holds a digest or a patient of the training or hold-out part, or the hash of all its digests."
     seen = {*map(str, [s] if isinstance(s := getattr(extractor, 'fitted_on', ()), str) else s)}
@@ -147,7 +146,7 @@ def refuse_twins(null, radius): # Near of holdout to train; distance below which
     for i in np.flatnonzero(null.first < radius):
         raise UserError(f'{(null.first < radius).sum()} hold-out images are nearly training images, e.g. row {i} of holdout and row {null.who[i]} of train: one picture saved twice, or a patient with two names; take one of each pair out')
 
-# %% ../nbs/35_privacy.ipynb #df532daa
+# %% ../nbs/35_privacy.ipynb #71432876
 class Evidence(namedtuple('Evidence', 'to_train train_at to_holdout holdout_at train holdout radius tau')):
     "Each synthetic image's distance to T and the number of the nearest patient; the same for H; each real patient's distance to the nearest synthetic image; radii of a copy and of near."
 
@@ -162,7 +161,7 @@ def gather(to_train, to_holdout, null, t, h): # Near of synthetic to T, to H, an
     return Evidence(to_train.first, t[to_train.who], to_holdout.first, h[to_holdout.who], by_patient(to_train.back, t),
                     by_patient(to_holdout.back, h), float(null.first.min()/2), float(np.quantile(null.first, .01)))
 
-# %% ../nbs/35_privacy.ipynb #ad73ee63
+# %% ../nbs/35_privacy.ipynb #3062de08
 def check(name, value, interval=None, p=None, flagged=False, about='', role='test', **more): # role: gate, copies, test or description
     "One row of the audit, fit for JSON: what is not finite becomes None."
     num = lambda x: None if x is None or not np.isfinite(x) else float(f'{x:.6g}')
@@ -183,7 +182,7 @@ def attack(train, holdout, name, about=''): # scores (t,), (h,), higher = taken 
     auc, *ci = auc_interval(np.repeat([1, 0], [len(train), len(holdout)]), s)
     return check(name, auc, ci, mannwhitneyu(train, holdout, alternative='greater').pvalue, about=about, tpr=(train > np.quantile(holdout, .99, method='higher')).mean())
 
-# %% ../nbs/35_privacy.ipynb #f9c86453
+# %% ../nbs/35_privacy.ipynb #1d105e05
 def judge(e, scores=None): # Evidence; discriminator scores of the training and hold-out patients, or None
     "The rows for hard copies and for the tests, these flagged where p < .05 after Holm."
     tests = [excess_copies(e), attack(-e.train, -e.holdout, 'membership', 'AUC of telling training from hold-out patients by the nearest synthetic image')]
@@ -191,7 +190,7 @@ def judge(e, scores=None): # Evidence; discriminator scores of the training and 
     for c, p in zip(tests, holm([c['p'] for c in tests])): c['p_holm'], c['flagged'] = float(f'{p:.6g}'), bool(p < .05)
     return [hard_copies(e), *tests]
 
-# %% ../nbs/35_privacy.ipynb #b30f7a14
+# %% ../nbs/35_privacy.ipynb #f5a20982
 def described(to_train, null, within): # Near of synthetic to T, of H to T, and of T to itself
     "Rows for authenticity (Alaa et al. 2022) and the 5 % quantile of the neighbour ratio, each with its `null`."
     authentic = lambda x: (x.first > within.first[x.who]).mean()
@@ -200,7 +199,7 @@ def described(to_train, null, within): # Near of synthetic to T, of H to T, and 
         ('authenticity', authentic, 'share of synthetic images farther from their training image than its nearest neighbour in the training part'),
         ('neighbour ratio', ratio, '5 % quantile of nearest by second nearest distance to the training part'))]
 
-# %% ../nbs/35_privacy.ipynb #9c91fe2e
+# %% ../nbs/35_privacy.ipynb #be354e06
 def gate(train, holdout, others, synthetic, f, t, h, seed=0): # uint8 (n,h,w) four times; features of crops; patient numbers of train and holdout; seed of the sample
     "Rows for distinctness, fidelity (both in pixels, on at most 500 images each) and the control."
     some = lambda x, n: x[np.random.default_rng(seed).permutation(len(x))[:n]]
@@ -212,7 +211,7 @@ def gate(train, holdout, others, synthetic, f, t, h, seed=0): # uint8 (n,h,w) fo
     return [check('distinct', distinct, flagged=distinct < .5, role='gate', about='distance between synthetic images, divided by that between training images'),
             check('fidelity', far, flagged=far > 1.5, role='gate', about='distance of synthetic to hold-out images, divided by that of training images'), c | dict(flagged=c['p'] < .001)]
 
-# %% ../nbs/35_privacy.ipynb #6cf9ee4f
+# %% ../nbs/35_privacy.ipynb #94432fbb
 def mix(e, dt, dh, t, h): # Evidence; distances of k planted images to T and H, (k,t) and (k,h); patient numbers
     "The `Evidence` after the planted images have joined the synthetic ones."
     return Evidence(np.r_[e.to_train, dt.min(1)], np.r_[e.train_at, t[dt.argmin(1)]], np.r_[e.to_holdout, dh.min(1)], np.r_[e.holdout_at, h[dh.argmin(1)]],
@@ -229,7 +228,7 @@ def power(e, train, holdout, f, t, h, kind='disguised', seed=0, repeats=10, most
     missed = max((i for i, c in enumerate(curve) if c[2] < .8), default=-1)
     return dict(share=curve[missed+1][0] if missed+1 < len(curve) else None, curve=curve)
 
-# %% ../nbs/35_privacy.ipynb #47672991
+# %% ../nbs/35_privacy.ipynb #5b90571b
 def verdict(checks, power, max_share): # rows; {kind: dict from `power`}; share of disguised copies that must be found
     "(word, words) by the rules above."
     if failed := [c for c in checks if c['flagged'] and c['role'] != 'gate']: return 'FAIL', 'memorisation detected: '+'; '.join(f"{c['name']} {c['value']:g}"+(f" (p = {c['p_holm']:.2g})" if c['p_holm'] is not None else '') for c in failed)
@@ -246,7 +245,7 @@ def closest(near, radius, n=10): # Near of synthetic to T; copy radius; pairs
     pair = lambda i: dict(synthetic=int(i), train=int(near.who[i]), distance=round(float(near.first[i]), 4), ratio=round(float(near.first[i]/max(radius, 1e-9)), 4))
     return [pair(i) for i in order if near.first[i] < radius], [pair(i) for i in order[:n]]
 
-# %% ../nbs/35_privacy.ipynb #efc519dc
+# %% ../nbs/35_privacy.ipynb #807dc728
 def best_scores(scores, t, h): # (train, holdout) scores (n,); patient numbers
     "The highest score of each patient, in both parts; raises UserError for scores that do not belong."
     s = [np.asarray(x, float).reshape(-1) for x in scores]
@@ -257,7 +256,7 @@ def histogram(synthetic, holdout, bins=40): # distances (g,), (h,) to the traini
     "Counts of both over common bins, as lists."
     return dict(edges=(edges := np.linspace(0, max(synthetic.max(), holdout.max()), bins+1)).round(4).tolist(), **{k: np.histogram(v, edges)[0].tolist() for k, v in dict(synthetic=synthetic, holdout=holdout).items()})
 
-# %% ../nbs/35_privacy.ipynb #22fc7cc3
+# %% ../nbs/35_privacy.ipynb #059b021c
 def audit(train, holdout, others, synthetic, # uint8 (n,h,w): trained on; kept aside, as many; a third part; at least n generated
           patients=None, extractor=None, # names of the patients of the first three; a function uint8 (n,h,w) -> float (n,d), None = principal axes of `others`
           discriminator_scores=None, seed=0, # (train, holdout): scores (n,), higher = real; seed
@@ -280,7 +279,7 @@ def audit(train, holdout, others, synthetic, # uint8 (n,h,w): trained on; kept a
     return dict(verdict=word, words=words, checks=checks, copies=copies, pairs=pairs, power=found, histogram=histogram(to_train.first, null.first), radius=e.radius, tau=e.tau,
                 extractor=getattr(extractor or f, 'name', 'unnamed'), unit='patient' if patients else 'image', seed=seed, images={k: len(v) for k, v in (parts | {'synthetic': synthetic}).items()})
 
-# %% ../nbs/35_privacy.ipynb #d0dc2f46
+# %% ../nbs/35_privacy.ipynb #afd1417d
 def show_pairs(train, synthetic, result, n=8): # uint8 (t,h,w), (g,h,w); from `audit`; pairs
     "The closest pairs, each with the training image left and the synthetic one right; returns the figure."
     pairs = result['pairs'][:n]
@@ -295,7 +294,7 @@ def plot_distances(result, ax=None): # from `audit`
     ax.set(xlabel='distance to the nearest training image', ylabel='share', title=result['verdict']); ax.legend()
     return ax
 
-# %% ../nbs/35_privacy.ipynb #64c0a18c
+# %% ../nbs/35_privacy.ipynb #83b93818
 class Canaries(namedtuple('Canaries', 'images planted unplanted')):
     "A training part (n+k,h,w) that holds invented pictures (k,h,w), and as many that it does not hold; uint8."
 
@@ -312,7 +311,7 @@ def find_canaries(synthetic, canaries): # uint8 (g,h,w); Canaries
     u, found = mannwhitneyu(a, b, alternative='less'), np.flatnonzero(a < b.min()/2).tolist()
     return dict(planted=a.round(3).tolist(), unplanted=b.round(3).tolist(), auc=float(1-u.statistic/len(a)/len(b)), p=float(u.pvalue), found=found, flagged=bool(found) or bool(u.pvalue < .05))
 
-# %% ../nbs/35_privacy.ipynb #41fe8689
+# %% ../nbs/35_privacy.ipynb #f3aff689
 def epsilon(n, batch, noise_multiplier, epochs, delta=1e-5): # training images; of a batch drawn at random; noise in units of the clipping norm; passes; below 1/n
     "The budget epsilon that this training spends, by the Renyi accountant of opacus. Raises UserError. Abadi et al. 2016, Mironov 2017."
     try: from opacus.accountants import RDPAccountant

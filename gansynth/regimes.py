@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['ARMS', 'TrainingSet', 'raw', 'gan_aug', 'run_arm', 'predictions']
 
-# %% ../nbs/55_regimes.ipynb #92310189
+# %% ../nbs/55_regimes.ipynb #c364e5a2
 from dataclasses import dataclass
 
 import numpy as np
@@ -14,7 +14,7 @@ import pandas as pd
 from .classifiers import find_lr, make_learner, predict, train_one_cycle
 from .core import UserError
 
-# %% ../nbs/55_regimes.ipynb #40045466
+# %% ../nbs/55_regimes.ipynb #f37fde6e
 @dataclass(frozen=True, eq=False)
 class TrainingSet:
     "What a classifier is trained on."
@@ -22,12 +22,12 @@ class TrainingSet:
     labels: np.ndarray     # 0/1 (n,)
     synthetic: np.ndarray  # bool (n,)
 
-# %% ../nbs/55_regimes.ipynb #825939ff
+# %% ../nbs/55_regimes.ipynb #8a78253e
 def raw(train, synthetic=None): # Images of the training part; ignored
     "The real images alone: study 1's NG."
     return TrainingSet(train.images, train.labels, np.zeros(len(train), bool))
 
-# %% ../nbs/55_regimes.ipynb #ef31a534
+# %% ../nbs/55_regimes.ipynb #085dd4bd
 def gan_aug(train, synthetic): # Images of the training part; a Synthetic
     "Real and synthetic images in one set: study 1's proposed method; synthetic images of foreign descent are refused."
     if synthetic.class_name not in train.classes: raise UserError(f'synthetic images of class {synthetic.class_name!r}, but the classes are {", ".join(train.classes)}')
@@ -39,7 +39,7 @@ def gan_aug(train, synthetic): # Images of the training part; a Synthetic
 
 ARMS = {'raw': raw, 'gan_aug': gan_aug}
 
-# %% ../nbs/55_regimes.ipynb #a2c2bd31
+# %% ../nbs/55_regimes.ipynb #98190425
 def run_arm(arm, train, valid, synthetic=None, # name; Images; Images; Synthetic for arms that use one
             n_epoch=10, steps_per_epoch=20, bs=96, lr_steps=40, device='cpu', precision='auto', seed=0):
     "Train the classifier of one arm; returns dict(learn, epochs, lr=(rate, rates tried, losses), n_train, n_synthetic)."

@@ -5,11 +5,11 @@
 # %% auto #0
 __all__ = ['STUDIES', 'RESERVED', 'NOT_IN_KEY', 'find_study', 'notebook_path', 'Parameter', 'read_parameters',
            'choose_parameters', 'parse_parameters', 'code_hash', 'source_hash', 'check_data', 'commit', 'finish',
-           'is_complete', 'Watch', 'last_started', 'execute', 'run_study', 'keep_earlier', 'complete_runs', 'group',
-           'gather', 'collect', 'substitution']
+           'is_complete', 'Watch', 'last_started', 'run_notebook', 'execute', 'run_study', 'keep_earlier',
+           'complete_runs', 'group', 'gather', 'collect', 'substitution']
 
-# %% ../nbs/70_studies.ipynb #a4d31ca6
-import ast, json, logging, os, re, shutil, subprocess, sys, threading, time
+# %% ../nbs/70_studies.ipynb #4f886e40
+import ast, json, logging, os, re, shutil, signal, subprocess, sys, threading, time
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -18,11 +18,13 @@ import pandas as pd
 
 import gansynth
 from .core import UserError, atomic, clock, did_you_mean, environment, file_hash, hash_of, load_json, root, save_json, save_text
-from .data import load, split
+from .data import FACTS, load, split
 from .sources import absolute_spec
+from .processes import end_on, stoppable
 from .evaluation import contrast, plot_roc, summarise, verdict
+from .calibration import subgroups
 
-# %% ../nbs/70_studies.ipynb #35864df7
+# %% ../nbs/70_studies.ipynb #6186c83c
 STUDIES = {'nih_pneumonia': dict(
     title='Pneumonia on chest X-rays: DCGAN images for a ResNet34',
     question='Does a ResNet34 find pneumonia better after it has also seen synthetic pneumonia images from a DCGAN?',
@@ -48,7 +50,7 @@ def notebook_path(name): # of a study
     places = [p/f'{name}.ipynb' for p in (home/'nbs'/'studies', package.parent/'nbs'/'studies', package/'notebooks')]
     return next((p for p in places if p.is_file()), places[-1])
 
-# %% ../nbs/70_studies.ipynb #8e88f80b
+# %% ../nbs/70_studies.ipynb #6ae7dbf6
 @dataclass(frozen=True)
 class Parameter:
     "One line of a parameters cell."
@@ -70,11 +72,12 @@ class Parameter:
     def parse(self, text):
         "The value that `text`, typed on a command line, stands for."
         if isinstance(self.default, str): return self.check(text)
+        if isinstance(self.default, bool): text = text.capitalize()
         try: return self.check(type(self.default)(text) if type(self.default) in (int, float) else ast.literal_eval(text))
         except UserError: raise
         except (ValueError, SyntaxError): raise UserError(f'{self.name}={text!r} is not {type(self.default).__name__} like {self.default!r}') from None
 
-# %% ../nbs/70_studies.ipynb #8b0d8cde
+# %% ../nbs/70_studies.ipynb #c08157df
 def read_parameters(path): # a study notebook
     "{name: Parameter} of its one parameters cell."
     try: nb = nbformat.read(path, as_version=4)
@@ -90,7 +93,7 @@ def read_parameters(path): # a study notebook
         except (ValueError, SyntaxError): raise UserError(f'{path}: parameter {name} is not a literal: {literal}') from None
     return out
 
-# %% ../nbs/70_studies.ipynb #72c75a8a
+# %% ../nbs/70_studies.ipynb #d0c47fe8
 RESERVED = ('run_dir',) # set by the runner
 
 def choose_parameters(schema, profile, given): # {name: Parameter}; {name: value}; {name: value}
@@ -112,7 +115,7 @@ def parse_parameters(schema, items): # {name: Parameter}; texts 'name=value'
         out[name] = schema[name].parse(text)
     return out
 
-# %% ../nbs/70_studies.ipynb #1e48bc09
+# %% ../nbs/70_studies.ipynb #7aa562c7
 NOT_IN_KEY = ('eda', 'datasheet', 'studies', 'report', 'cli', '_modidx', '__init__')
 
 def code_hash():
@@ -137,7 +140,7 @@ def commit():
     except OSError: return None
     return head.stdout.strip()+('+' if dirty.stdout.strip() else '') if head.returncode == 0 else None
 
-# %% ../nbs/70_studies.ipynb #c5d470e4
+# %% ../nbs/70_studies.ipynb #64a17c99
 def finish(run_dir, **facts): # folder of the run; what the runner shall record, e.g. device
     "Write done.json, the proof that a study came to its end: the hashes of its files and some facts."
     run_dir = Path(run_dir)
@@ -151,7 +154,7 @@ def is_complete(folder, key): # of a run
     r = load_json(folder/'run.json')
     return r.get('status') == 'ok' and r.get('key') == key and all((folder/f).is_file() and file_hash(folder/f) == h for f, h in load_json(folder/'done.json')['files'].items())
 
-# %% ../nbs/70_studies.ipynb #de828ae8
+# %% ../nbs/70_studies.ipynb #c3b7c44d
 class Watch:
     "Print the progress of a running notebook to stderr until it ends."
     def __init__(self, file, shares, label): # progress file; {stage: share of the time}; name to print
@@ -176,39 +179,57 @@ class Watch:
         self.stop.set(); self.thread.join()
         if self.tty: print('\r\033[K', end='', file=sys.stderr, flush=True)
 
-# %% ../nbs/70_studies.ipynb #b44e5b7f
+# %% ../nbs/70_studies.ipynb #e35ddaa0
 def last_started(path): # an executed notebook
     "Number (from 1) of the last cell that was started, among all cells."
     try: cells = nbformat.read(path, as_version=4).cells
     except (OSError, ValueError): return 0
     return max([i for i, c in enumerate(cells, 1) if c.metadata.get('papermill', {}).get('start_time')], default=0)
 
-# %% ../nbs/70_studies.ipynb #0906301f
-def execute(path, out, params, progress_file, timeout=None): # notebook; executed notebook; parameters; file for Watch; seconds for a cell
-    "Run a notebook with papermill; returns (status, sentence): ok, failed, interrupted."
+# %% ../nbs/70_studies.ipynb #249718d9
+def run_notebook(path, out, params, timeout, started): # notebook; executed notebook; parameters; seconds for a cell; list that receives the kernel
+    "Run a notebook with papermill; returns (status, sentence): ok, failed or interrupted."
     import papermill
+    from jupyter_client.manager import AsyncKernelManager
     from nbclient.exceptions import CellTimeoutError, DeadKernelError
     from papermill.exceptions import PapermillExecutionError
-    partial = Path(out).with_name('partial.ipynb')
-    for name in ('papermill', 'asyncio'): logging.getLogger(name).setLevel(logging.CRITICAL) # what they would log is checked before or reported after
-    os.environ |= {'GANSYNTH_PROGRESS': str(progress_file), 'JUPYTER_PREFER_ENV_PATH': '1', 'PYDEVD_DISABLE_FILE_VALIDATION': '1'}
+    class Kernel(AsyncKernelManager):
+        def __init__(self, **kw): super().__init__(**kw); started.append(self)
     try:
-        papermill.execute_notebook(str(path), str(partial), parameters=params, kernel_name='python3', progress_bar=False, execution_timeout=timeout, extra_arguments=['--log-level=50'])
+        papermill.execute_notebook(str(path), str(out), parameters=params, kernel_name='python3', progress_bar=False, execution_timeout=timeout, extra_arguments=['--log-level=50'], kernel_manager_class=Kernel)
         return 'ok', ''
     except PapermillExecutionError as e:
         cell = f'cell {e.cell_index+1}' if getattr(e, 'cell_index', None) is not None else f'cell In [{e.exec_count}]'
         if e.ename == 'KeyboardInterrupt': return 'interrupted', f'interrupted in {cell}'
         return 'failed', f'{cell}: {e.evalue}' if e.ename == 'UserError' else f'{cell} raised {e.ename}: {e.evalue}'
-    except DeadKernelError: return 'failed', f'the kernel died in cell {last_started(partial)}, perhaps for lack of memory'
-    except CellTimeoutError: return 'failed', f'cell {last_started(partial)} took longer than {timeout} s'
-    except KeyboardInterrupt: return 'interrupted', f'interrupted in cell {last_started(partial)}'
+    except DeadKernelError: return 'failed', f'the kernel died in cell {last_started(out)}, perhaps for lack of memory'
+    except CellTimeoutError: return 'failed', f'cell {last_started(out)} took longer than {timeout} s'
+    except Exception as e: return 'failed', f'the notebook could not be run: {type(e).__name__}: {e}'
+
+# %% ../nbs/70_studies.ipynb #8f602836
+def execute(path, out, params, progress_file, timeout=None): # notebook; executed notebook; parameters; file for Watch; seconds for a cell
+    "Run a notebook; returns (status, sentence): ok, failed, interrupted or terminated."
+    partial, kernels, result = Path(out).with_name('partial.ipynb'), [], []
+    for name in ('papermill', 'asyncio'): logging.getLogger(name).setLevel(logging.CRITICAL) # what they would log is checked before or reported after
+    os.environ |= {'GANSYNTH_PROGRESS': str(progress_file), 'JUPYTER_PREFER_ENV_PATH': '1', 'PYDEVD_DISABLE_FILE_VALIDATION': '1'}
+    thread, told = threading.Thread(target=lambda: result.append(run_notebook(path, partial, params, timeout, kernels))), None
+    def tell(number): kernels and kernels[0].has_kernel and kernels[0].provisioner.process.send_signal(number)
+    try:
+        with stoppable() as stop:
+            thread.start()
+            while thread.is_alive():
+                try: thread.join(.1)
+                except KeyboardInterrupt: tell(signal.SIGKILL)
+                if stop() and not told and kernels and kernels[0].has_kernel: told = stop(); tell(signal.SIGINT)
+            if stop(): return 'terminated' if stop() == signal.SIGTERM else 'interrupted', f'interrupted in cell {last_started(partial)}'
+        return result[0]
     finally:
         os.environ.pop('GANSYNTH_PROGRESS', None)
         if partial.is_file(): os.replace(partial, out)
 
-# %% ../nbs/70_studies.ipynb #4971fb01
+# %% ../nbs/70_studies.ipynb #0e93e65c
 def run_study(name, profile='quick', given=None, runs=None, force=False): # study; profile; {parameter: value}; folder of all runs; run although complete
-    "Run a study, or find that the same run is complete; returns its folder. Raises UserError when it cannot be run or fails; KeyboardInterrupt when interrupted."
+    "Run a study, or find that the same run is complete; returns its folder. Raises UserError when it cannot be run or fails; KeyboardInterrupt or SystemExit(143) when interrupted."
     study, path = find_study(name), notebook_path(name)
     if profile not in study['profiles']: raise UserError(f'{name} has no profile {profile!r}: {did_you_mean(profile, study["profiles"])}')
     params, manifest = check_data(choose_parameters(read_parameters(path), study['profiles'][profile], given or {}))
@@ -227,18 +248,18 @@ def run_study(name, profile='quick', given=None, runs=None, force=False): # stud
         status, why = execute(path, folder/'notebook.ipynb', params | {'run_dir': str(folder)}, folder/'progress.json')
     if status == 'ok' and not (folder/'done.json').is_file(): status, why = 'failed', 'the notebook ended without calling finish()'
     if status == 'ok': record['environment'] |= load_json(folder/'done.json').get('environment', {})
-    save_json(record | dict(status=status, error=why or None, seconds=round(time.time()-start, 1)), folder/'run.json')
-    if status == 'interrupted': raise KeyboardInterrupt(why)
+    save_json(record | dict(status='interrupted' if status == 'terminated' else status, error=why or None, seconds=round(time.time()-start, 1)), folder/'run.json')
+    if status in ('interrupted', 'terminated'): end_on(signal.SIGINT if status == 'interrupted' else signal.SIGTERM, why)
     if status != 'ok': raise UserError(f'{name}: {why} (see {folder/"notebook.ipynb"})')
     return folder
 
-# %% ../nbs/70_studies.ipynb #836b28da
+# %% ../nbs/70_studies.ipynb #801fa4d7
 def keep_earlier(folder): # of a run
     "Move an earlier attempt aside under a numbered name, so that nothing written is lost."
     n = next(i for i in range(1, 10_000) if not folder.with_name(f'{folder.name}.old{i}').exists())
     folder.rename(folder.with_name(f'{folder.name}.old{n}'))
 
-# %% ../nbs/70_studies.ipynb #4eb8cd37
+# %% ../nbs/70_studies.ipynb #55706e43
 def complete_runs(name, runs=None): # study; folder of all runs
     "Records of the complete runs of a study, each with its folder; the one asked for last comes last."
     found = [load_json(p) | {'folder': p.parent} for p in Path(runs or root()/'runs').glob(f'{name}/*/run.json') if '.old' not in p.parent.name]
@@ -254,9 +275,9 @@ def gather(records, file): # of a group; name of a table
     "The table of all runs, one below the other."
     return pd.concat([pd.read_csv(r['folder']/file, dtype={'image_id': str, 'patient_id': str}) for r in records], ignore_index=True)
 
-# %% ../nbs/70_studies.ipynb #04125e1a
+# %% ../nbs/70_studies.ipynb #6b486c34
 def collect(name, out, runs=None, pixels=True): # study; folder to write; folder of all runs; also figures that show images
-    "Write results.csv, contrast.json, provenance.json and figures of the latest group of runs to `out`; returns `out`."
+    "Write results.csv, subgroups.csv (where anything is known of the images), contrast.json, provenance.json and figures of the latest group of runs to `out`; returns `out`."
     import matplotlib.pyplot as plt
     study, records, out = find_study(name), group(complete_runs(name, runs)), Path(out)
     last, preds, t = records[-1], gather(records, 'predictions.csv'), gather(records, 'thresholds.csv')
@@ -264,6 +285,8 @@ def collect(name, out, runs=None, pixels=True): # study; folder to write; folder
     B, thresholds = last['parameters']['n_boot'], {(r.arm, r.seed): r.threshold for r in t.itertuples()}
     difference, words = contrast(preds, arm, base, B=B), substitution(study, last)
     save_text(summarise(preds, thresholds, B=B).to_csv(index=False, float_format='%.6f'), out/'results.csv')
+    if set(FACTS) & set(preds): save_text(subgroups(preds, preds.drop_duplicates('image_id'), B).to_csv(index=False, float_format='%.6f'), out/'subgroups.csv')
+    else: (out/'subgroups.csv').unlink(missing_ok=True)
     save_json(difference | dict(verdict=verdict(difference)), out/'contrast.json')
     fig, ax = plt.subplots(figsize=(4.8, 4.4))
     plot_roc(preds, ax, B=B)
@@ -275,11 +298,11 @@ def collect(name, out, runs=None, pixels=True): # study; folder to write; folder
     seeds = [r['parameters']['seed'] for r in records]
     save_json(dict(study=name, substitution=words, seeds=seeds, profile=last['profile'], data=last['data'], commit=sorted({r['commit'] or 'unknown' for r in records}),
                    parameters={k: Path(str(v)).name if k in ('data', 'patients') else v for k, v in last['parameters'].items() if k != 'seed'}, environment=last['environment'],
-                   seconds=[r['seconds'] for r in records], runs=[r['key'][:10] for r in records], started=last['started'], generators=[load_json(r['folder']/'done.json')['generator'] for r in records], audits=[load_json(r['folder']/'done.json').get('audit') for r in records],
+                   seconds=[r['seconds'] for r in records], runs=[r['key'][:10] for r in records], started=last['started'], generators=[load_json(r['folder']/'done.json')['generator'] for r in records], generator_health=[load_json(r['folder']/'done.json').get('health') for r in records], audits=[load_json(r['folder']/'done.json').get('audit') for r in records],
                    test_reads=[len((r['folder']/'test_reads.jsonl').read_text().splitlines()) for r in records]), out/'provenance.json')
     return out
 
-# %% ../nbs/70_studies.ipynb #2b64e78c
+# %% ../nbs/70_studies.ipynb #db992b07
 def substitution(study, record): # description; record of a run
     "What stands in for the published data, for figures and tables."
     s = record['data']['source']

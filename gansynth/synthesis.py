@@ -4,10 +4,10 @@
 
 # %% auto #0
 __all__ = ['USE', 'LIMITS', 'Synthetic', 'synthesise', 'at_random', 'top', 'at_least', 'compose', 'discriminator_score',
-           'label_agreement', 'distances', 'realism', 'no_near_copies', 'diverse', 'as_many', 'examine', 'card',
+           'label_agreement', 'realism', 'near_copies', 'no_near_copies', 'diverse', 'as_many', 'examine', 'card',
            'card_text', 'export_set', 'load_set']
 
-# %% ../nbs/40_synthesis.ipynb #93f22082
+# %% ../nbs/40_synthesis.ipynb #7691f660
 import hashlib
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -15,14 +15,16 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 from PIL import Image
+from scipy.spatial.distance import cdist
 
 from .core import UserError, atomic, file_hash, load_json, save_json, save_text
 from .duplicates import fingerprints, near_pairs
-from .fidelity import compare, random_conv
-from .gan_training import sample
+from .features import random_conv
+from .fidelity import compare
+from .gans import logits, sample
 from .privacy import audit
 
-# %% ../nbs/40_synthesis.ipynb #db71aeed
+# %% ../nbs/40_synthesis.ipynb #ed52b362
 @dataclass(frozen=True, eq=False)
 class Synthetic:
     "Generated images of one class, and their descent."
@@ -46,27 +48,30 @@ class Synthetic:
         "The same images with one more score."
         return replace(self, scores=self.scores | {name: np.asarray(values, float)})
 
-# %% ../nbs/40_synthesis.ipynb #7a3b292e
-def synthesise(gan, n, seed=0): # a Gan; images; seed
+# %% ../nbs/40_synthesis.ipynb #75387ce7
+def synthesise(gan, n, seed=0, class_name=None): # a Gan; images; seed; which class, for a conditional one
     "`n` images with their descent."
-    return Synthetic(sample(gan, n, seed), gan.lineage['class_name'], tuple(gan.lineage['trained_on']), gan.hash, seed, np.array([f'{seed}-{i:06}' for i in range(n)]), split_hash=gan.lineage.get('split_hash') or '')
+    name = class_name or gan.lineage['class_name']
+    return Synthetic(sample(gan, n, seed, name), name, tuple(gan.lineage['trained_on']), gan.hash, seed, np.array([f'{seed}-{i:06}' for i in range(n)]), split_hash=gan.lineage.get('split_hash') or '')
 
-# %% ../nbs/40_synthesis.ipynb #48f52441
+# %% ../nbs/40_synthesis.ipynb #00f64b36
 def at_random(n, seed=0): # images; seed
     "Rule: any n."
     def rule(s): return s.take(np.sort(np.random.default_rng([seed, len(s)]).permutation(len(s))[:n]), f'{n} at random')
     return rule
 
+def _score(s, name): # Synthetic; a score
+    if name not in s.scores: raise UserError(f'no score {name!r} was computed; there are: {", ".join(s.scores) or "none"}')
+    return s.scores[name]
+
 def top(n, name): # images; a score; the larger the better
     "Rule: the n images with the largest score."
-    def rule(s):
-        if name not in s.scores: raise UserError(f'no score {name!r} was computed; there are: {", ".join(s.scores) or "none"}')
-        return s.take(np.sort(np.argsort(-s.scores[name], kind='stable')[:n]), f'top {n} by {name}')
+    def rule(s): return s.take(np.sort(np.argsort(-_score(s, name), kind='stable')[:n]), f'top {n} by {name}')
     return rule
 
 def at_least(value, name): # threshold; a score
     "Rule: the images whose score reaches the threshold."
-    def rule(s): return s.take(s.scores[name] >= value, f'{name} >= {value:g}')
+    def rule(s): return s.take(_score(s, name) >= value, f'{name} >= {value:g}')
     return rule
 
 def compose(*rules):
@@ -76,7 +81,7 @@ def compose(*rules):
         return s
     return rule
 
-# %% ../nbs/40_synthesis.ipynb #9483c55c
+# %% ../nbs/40_synthesis.ipynb #83945ed0
 def discriminator_score(logits): # function: uint8 (n,h,w) -> logits (n,)
     "Score 'discriminator': its logit."
     def rule(s): return s.scored('discriminator', logits(s.images))
@@ -87,59 +92,58 @@ def label_agreement(probability): # function: uint8 (n,h,w) -> probability (n,) 
     def rule(s): return s.scored('agreement', probability(s.images))
     return rule
 
-def distances(a, b, chunk=1024): # float (n,d), (m,d)
-    "Euclidean distances (n,m), computed in blocks of rows."
-    sq = (b*b).sum(1)
-    return np.concatenate([np.sqrt(np.maximum((x*x).sum(1)[:, None]+sq-2*x @ b.T, 0)) for x in np.split(a, range(chunk, len(a), chunk))])
-
-def realism(features, real, k=3): # function: uint8 (n,h,w) -> float (n,d); real training images uint8 (m,h,w); neighbour
+def realism(features, real, k=3): # function: uint8 (n,h,w) -> float (n,d); real training images uint8 (m,h,w), m > k; neighbour
     "Score 'realism' of Kynkäänniemi et al. 2019: the largest ratio of a real image's k-th neighbour distance to the distance from it."
     def rule(s):
-        f = features(real)
-        radius = np.sort(distances(f, f), 1)[:, k]
-        use = radius <= np.median(radius) # outliers among the real images would call everything real
-        return s.scored('realism', (radius[use]/np.maximum(distances(features(s.images), f[use]), 1e-12)).max(1))
+        f = np.asarray(features(real), float)
+        if len(f) <= k: raise UserError(f'realism with k={k} needs more than {k} real images, not {len(f)}')
+        radius = np.array([np.partition(cdist([x], f)[0], k)[k] for x in f]) # the 0-th neighbour is the image itself
+        f, radius = (a[radius <= np.median(radius)] for a in (f, radius))    # outliers among the real images would call everything real
+        return s.scored('realism', [(radius/np.maximum(cdist([x], f)[0], 1e-12)).max() for x in features(s.images)])
     return rule
 
-# %% ../nbs/40_synthesis.ipynb #94f8d926
+# %% ../nbs/40_synthesis.ipynb #fb16232c
+def near_copies(s, train): # Synthetic; uint8 (m,h,w), the images that the generator saw
+    "Indices of the images that look like a copy of a training image."
+    return near_pairs(fingerprints(s.images), fingerprints(train)).i.unique() if len(s) else np.zeros(0, int)
+
 def no_near_copies(train): # uint8 (m,h,w), the images that the generator saw
     "Rule: drop what looks like a copy of a training image."
-    def rule(s):
-        near = near_pairs(fingerprints(s.images), fingerprints(train)) if len(s) else pd.DataFrame({'i': []})
-        return s.take(~np.isin(np.arange(len(s)), near.i), 'no near copies of training images')
+    def rule(s): return s.take(np.setdiff1d(np.arange(len(s)), near_copies(s, train)), 'no near copies of training images')
     return rule
 
 def diverse(n, features): # images; function: uint8 (n,h,w) -> float (n,d)
     "Rule: greedily the image that is farthest from those chosen already, starting at the most central (k-centre, Gonzalez 1985)."
     def rule(s):
-        f = features(s.images)
-        chosen = [int(np.argmin(((f-f.mean(0))**2).sum(1)))] if len(f) else []
-        far = np.full(len(f), np.inf)
+        f = np.asarray(features(s.images), float)
+        far, chosen = np.full(len(f), np.inf), [int(cdist([f.mean(0)], f).argmin())] if len(f) else []
         while len(chosen) < min(n, len(f)):
-            far = np.minimum(far, ((f-f[chosen[-1]])**2).sum(1))
-            chosen.append(int(np.argmax(far)))
+            far = np.minimum(far, cdist(f[chosen[-1:]], f)[0])
+            far[chosen] = -1 # never twice, not even where all the others are equal to one of them
+            chosen.append(int(far.argmax()))
         return s.take(np.sort(np.array(chosen, int)), f'{n} most diverse')
     return rule
 
-# %% ../nbs/40_synthesis.ipynb #92ea42cd
+# %% ../nbs/40_synthesis.ipynb #cbb349d0
 def as_many(data, n): # Images; at most so many
     "The images of the first patients in hash order, n of them."
     order = sorted(range(len(data)), key=lambda i: (hashlib.sha256(str(data.patients[i]).encode()).hexdigest(), i))
     return data.take(np.sort(order[:n]))
 
-def examine(s, train, holdout, others, seed=0): # Synthetic; Images that the generator saw; Images of the class that it did not see; Images of another class; seed
+def examine(s, train, holdout, others, seed=0, gan=None): # Synthetic; Images that the generator saw; Images of the class that it did not see; Images of another class; seed; the Gan, to ask its discriminator too
     "{'audit': dict with verdict and words, 'fidelity': rows}; what cannot be judged is said to be 'not auditable'."
     n = min(len(train), len(holdout), len(s))
     t, h = as_many(train, n), as_many(holdout, n)
-    try: result = audit(t.images, h.images, others.images, s.images, patients=(t.patients, h.patients, others.patients), seed=seed)
+    asked = [logits(gan, x.images, s.class_name) for x in (t, h)] if gan and gan.discriminator else None
+    try: result = audit(t.images, h.images, others.images, s.images, patients=(t.patients, h.patients, others.patients), seed=seed, discriminator_scores=asked)
     except UserError as e: result = dict(verdict='not auditable', words=f'{e}.', checks=[])
-    copies = near_pairs(fingerprints(s.images), fingerprints(train.images))
-    if len(copies): result |= dict(verdict='FAIL', words=f'{copies.i.nunique()} of {len(s)} synthetic images look like a copy of a training image. '+result['words'])
+    copies = near_copies(s, train.images)
+    if len(copies): result |= dict(verdict='FAIL', words=f'{len(copies)} of {len(s)} synthetic images look like a copy of a training image. '+result['words'])
     try: table = compare(holdout.images, s.images, random_conv(), patients=holdout.patients, seed=seed)
     except UserError as e: table = pd.DataFrame([dict(metric='fidelity', note=str(e))])
-    return dict(audit=result | dict(near_copies=int(copies.i.nunique()) if len(copies) else 0), fidelity=table.to_dict('records'))
+    return dict(audit=result | dict(near_copies=len(copies)), fidelity=table.to_dict('records'))
 
-# %% ../nbs/40_synthesis.ipynb #db3d6095
+# %% ../nbs/40_synthesis.ipynb #22693bcd
 USE = 'Training classifiers of the named class together with real images, and research on synthetic data.'
 LIMITS = ('They show what a network made of its training images; no finding in them was seen in a patient.', 'They must not be used to validate or test a model, nor for diagnosis.',
           'They carry the biases of the training images: their patients, devices and labels.')
@@ -150,7 +154,7 @@ def card(s, audit=None, fidelity=None, data=None): # Synthetic; results of the a
     return dict(format='gansynth card 1', class_name=s.class_name, n=len(s), size=int(s.images.shape[1]), made_from=dict(data or {}, images=len(s.trained_on), split=s.split_hash),
                 generator=s.generator, seed=s.seed, selection=s.rule, audit=dict(audit or {}, verdict=verdict), fidelity=fidelity or {}, intended_use=USE, limits=list(LIMITS))
 
-# %% ../nbs/40_synthesis.ipynb #a73d80c6
+# %% ../nbs/40_synthesis.ipynb #4e27f8fe
 def card_text(c): # of `card`
     "The card in Markdown."
     passed = c['audit']['verdict'] == 'PASS'
@@ -162,7 +166,7 @@ def card_text(c): # of `card`
                       '## Privacy', '', f'{said} This is no proof that the generator keeps no patient\'s image.', '', '## Fidelity', '', *([f'- {k}: {v}' for k, v in c['fidelity'].items()] or ['Not measured.']), '',
                       '## Intended use', '', c['intended_use'], '', '## Limits', '', *(f'- {x}' for x in c['limits']), ''])
 
-# %% ../nbs/40_synthesis.ipynb #123c5f24
+# %% ../nbs/40_synthesis.ipynb #6df64fa3
 def export_set(s, folder, audit=None, fidelity=None, data=None, allow_failed_audit=False): # Synthetic; folder; as for `card`; write although the audit did not pass
     "Write images, lineage.parquet, card.json and card.md; refused when the audit did not pass. Returns the folder."
     folder, c = Path(folder), card(s, audit, fidelity, data)
@@ -178,7 +182,7 @@ def export_set(s, folder, audit=None, fidelity=None, data=None, allow_failed_aud
     save_json(c | dict(trained_on=list(s.trained_on), lineage=file_hash(folder/'lineage.parquet')), folder/'card.json')
     return folder
 
-# %% ../nbs/40_synthesis.ipynb #1bf4820e
+# %% ../nbs/40_synthesis.ipynb #211eb938
 def load_set(folder): # written by export_set
     "The `Synthetic` of a folder; a changed table or image is refused by name."
     folder = Path(folder)

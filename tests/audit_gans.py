@@ -9,13 +9,13 @@ from conftest import SHARED
 
 from gansynth.core import environment, root, save_json, save_text
 from gansynth.data import load, split
-from gansynth.gan_training import train_dcgan
+from gansynth.gan_training import train_gan
 from gansynth.synthesis import as_many, examine, synthesise
 
 
 def row(images, parts, steps, n_synthetic=2000):
     "One generator trained on `images`, drawn from, and examined."
-    gan = train_dcgan(images, steps, 16, seed=0, split_hash=parts.manifest['hash'])
+    gan = train_gan(images, steps, bs=16, seed=0, split_hash=parts.manifest['hash'])
     found = examine(synthesise(gan, n_synthetic, seed=1), images, parts.valid.positives, parts.train.take(parts.train.labels == 0))
     audit, kid = found['audit'], next(r for r in found['fidelity'] if r['metric'].startswith('KID'))
     checks = {c['name']: None if c['value'] is None else round(c['value'], 4) for c in audit['checks']}

@@ -48,6 +48,14 @@ def image_folder(path, seed=0, **classes):
     return path
 
 
+def small_classifier():
+    "One channel, BatchNorm and dropout, 8 features before the last of two linear layers."
+    import torch
+    from torch import nn
+    torch.manual_seed(0)
+    return nn.Sequential(nn.Conv2d(1, 4, 3), nn.BatchNorm2d(4), nn.ReLU(), nn.AdaptiveAvgPool2d(2), nn.Flatten(), nn.Linear(16, 8), nn.ReLU(), nn.Dropout(.5), nn.Linear(8, 2))
+
+
 @pytest.fixture(scope='session')
 def smoke_run(tmp_path_factory):
     "One study through papermill at smoke size: (folder of all runs, folder of the run)."

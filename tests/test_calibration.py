@@ -155,13 +155,14 @@ def test_small_and_one_class_groups_get_words():
     preds = simulate({'a': 1.4}, n_seeds=1)
     t = about(preds)
     row = ca.subgroups(preds, t, B=50).query("group == '0-17'").iloc[0]
-    assert np.isnan([row.auroc, row.low, row.high]).all() and row.note == 'no number: 9 patients, fewer than 10' and row.n_patients == 9
-    assert np.isfinite(ca.subgroups(preds, t, B=50, min_patients=9).query("group == '0-17'").auroc).all()        # the guard did it
+    assert np.isnan([row.auroc, row.low, row.high]).all() and row.note == 'no number: 3 patients with the rarer class, fewer than 10' and row.n_patients == 9
+    assert np.isfinite(ca.subgroups(preds, t, B=50, min_patients=3).query("group == '0-17'").auroc).all()        # the guard did it
     label = preds.set_index('image_id').label
     t['sex'] = np.where(t.image_id.map(label) == 1, 'ill', 'well')
-    assert (ca.subgroups(preds, t, B=50).query("attribute == 'sex'").note == 'no number: one class only').all()
+    assert (ca.subgroups(preds, t, B=50).query("attribute == 'sex'").note == 'no number: no patients with the rarer class, fewer than 10').all()
     t['sex'] = np.where(preds.patient_id.str[1:].astype(int) < 20, 'few', 'many')
-    assert ca.subgroups(preds, t, B=50).set_index('group').note[['few', 'many']].tolist() == ['an indication only: 7 patients show the rarer class', '']
+    got = ca.subgroups(preds, t, B=50).query("attribute == 'sex'").set_index('group')
+    assert got.note[['few', 'many']].tolist() == ['no number: 7 patients with the rarer class, fewer than 10', ''] and got.auroc.isna()[['few', 'many']].tolist() == [True, False]
 
 def test_unknown_attributes_and_refusals():
     preds = simulate({'a': 1.4}, n_seeds=1)

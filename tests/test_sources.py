@@ -186,6 +186,7 @@ def test_nih_in_both_editions(tmp_path, name, rows):
     l = from_nih(f)
     assert l.table[['patient', 'part', 'sex']].values.tolist() == [['00000001', 'test', 'M'], ['00000002', 'train', 'F']] and l.source['notes'] == ['1 of 3 listed images are not here.']
     assert load(f'nih:{f}', 28).labels.tolist() == [1, 0] and load(f'nih:{f}', 28).classes == ('no Pneumonia', 'Pneumonia')
+    assert load(f'nih:{f}', 28).facts.to_dict('list') == dict(sex=['M', 'F'], age=[58, 1], view=['PA', 'AP'])     # 012M is a year
     d = load(f'nih:{f}', 28, classes='No Finding,Mass', positive='Mass')
     assert d.classes == ('No Finding', 'Mass') and len(d) == 2
     (f/name).write_text(HEAD.replace('Patient ID', 'Patient')+rows)
@@ -225,7 +226,7 @@ def test_medmnist_by_name_without_a_network(tmp_path, monkeypatch):
 def hospital(tmp_path):
     for i in range(12):
         f = tmp_path/'h'/('ill' if i%2 else 'well')/f'{i}.dcm'; f.parent.mkdir(parents=True, exist_ok=True)
-        f.write_bytes(dicom(np.roll(RAMP, 100*i), PatientID=f'PLANTED-{i//2}', PatientName=f'Planted^{i}'))
+        f.write_bytes(dicom(np.roll(RAMP, 100*i), PatientID=f'PLANTED-{i//2}', PatientName=f'Planted^{i}', PatientSex='FM'[i % 2], PatientAge='600M' if i else ''))
     return tmp_path/'h'
 
 
@@ -233,6 +234,7 @@ def test_f61_dicom_folder(hospital):
     d = load(f'dicom:{hospital}', 28, positive='ill')
     assert not any('PLANTED' in w or 'Planted' in w for w in (*d.patients, *d.ids))
     assert len(d) == 12 and len(set(d.patients)) == 6 and find_source(str(hospital))[0] == 'dicom'
+    assert list(d.facts) == ['sex', 'age'] and d.facts.sex.value_counts().to_dict() == dict(F=6, M=6) and d.facts.age.isna().sum() == 1 and d.facts.age.max() == 50
     (hospital/'ill'/'broken.dcm').write_bytes(b'nothing')
     with pytest.raises(UserError, match='1 of 13 files cannot be used.*\n.*ill/broken.dcm: not a DICOM file'): load(f'dicom:{hospital}', 28)
 

@@ -10,6 +10,7 @@ from conftest import COMMAND, ROOT, SHARED, gansynth, image_folder, medmnist_arr
 
 from gansynth import studies
 from gansynth.core import UserError, load_json, save_json
+from gansynth.data import load
 from gansynth.studies import Parameter, execute, read_parameters
 
 RUN = ('run', 'nih_pneumonia', '--profile', 'smoke')
@@ -33,6 +34,50 @@ def test_run_and_report(smoke_run, tmp_path):
     assert not re.search(r'(src|href)="(?!data:)', page) and 'url(' not in page
     shown = pd.read_csv(tmp_path/'report'/'results'/'results.csv').query("arm == 'gan_aug' and metric == 'auroc' and seed == 'mean'").value.item()
     assert f'{shown:.3f}' in page
+
+
+def test_subgroups_where_the_source_knows_them(smoke_run, tmp_path):
+    "Sex and age travel from the source to the predictions and into the report; so few patients get words instead of numbers."
+    runs, folder = smoke_run
+    preds = pd.read_csv(folder/'predictions.csv')
+    known = load('phantom:n_patients=60', 32)
+    want = known.facts.assign(image_id=known.ids).set_index('image_id').loc[preds.image_id]
+    assert preds.sex.tolist() == want.sex.tolist() and preds.age.tolist() == want.age.tolist() and preds.sex.nunique() == 2
+    assert gansynth('report', '--runs', runs, '--out', tmp_path).returncode == 0
+    t, page = pd.read_csv(tmp_path/'results'/'subgroups.csv'), (tmp_path/'index.html').read_text()
+    assert set(t.attribute) == {'sex', 'age'} and set(t.arm) == {'raw', 'gan_aug'} and t.auroc.isna().all() and t.note.str.startswith('no number: ').all()
+    women = preds[(preds.sex == 'F') & (preds.arm == 'raw')]
+    assert (t.n_images[t.group == 'F'] == len(women)).all() and (t.n_patients[t.group == 'F'] == women.patient_id.nunique()).all()
+    assert 'For whom?' in page and t.note[0] in page
+
+
+PREDICTED = '''import numpy as np, pandas as pd
+from pathlib import Path
+rng = np.random.default_rng(seed)
+n = np.arange(120)
+rows = [dict(image_id=f'i{i}', patient_id=f'p{i}', label=i % 2, probability=rng.random()/2+(i % 2)/4*(a == 'gan_aug'), arm=a, seed=seed, **KNOWN) for a in ('raw', 'gan_aug') for i in n]
+pd.DataFrame(rows).to_csv(Path(run_dir)/'predictions.csv', index=False)
+pd.DataFrame(dict(arm=['raw', 'gan_aug'], seed=seed, threshold=.4)).to_csv(Path(run_dir)/'thresholds.csv', index=False)
+Path(run_dir, 'test_reads.jsonl').write_text('{}')
+finish(run_dir, generator='g')'''
+
+
+def test_subgroups_pool_seeds_and_disappear_with_the_columns(tiny_study, tmp_path):
+    from gansynth.evaluation import summarise
+    for k, v in dict(contrast=('gan_aug', 'raw'), published_data='x').items(): studies.STUDIES['tiny'][k] = v
+    runs = tiny_study(PREDICTED.replace('KNOWN', "{'sex': 'FM'[i//2 % 2] if i < 112 else None, 'view': 'PA'}"))
+    for s in (0, 1): studies.run_study('tiny', 'smoke', {'seed': s}, runs=runs)
+    out = studies.collect('tiny', tmp_path/'out', runs)
+    t = pd.read_csv(out/'subgroups.csv').set_index(['arm', 'group'])
+    preds = studies.gather(studies.group(studies.complete_runs('tiny', runs)), 'predictions.csv')
+    women = preds[preds.sex == 'F']
+    want = summarise(women, {k: .5 for k in women.groupby(['arm', 'seed']).groups}, B=200).query("metric == 'auroc' and seed == 'mean' and arm == 'gan_aug'").iloc[0]
+    assert t.loc[('gan_aug', 'F'), ['auroc', 'low', 'high', 'n_patients']].tolist() == pytest.approx([want.value, want.low, want.high, 56], abs=1e-6)
+    assert t.loc[('raw', 'unknown'), 'note'] == 'no number: 4 patients with the rarer class, fewer than 10' and np.isfinite(t.loc[('raw', 'PA'), 'auroc'])
+    runs = tiny_study(PREDICTED.replace('KNOWN', '{}'))
+    studies.run_study('tiny', 'smoke', {'data': 'phantom:n_patients=31'}, runs=runs)
+    studies.collect('tiny', tmp_path/'out', runs)
+    assert not (out/'subgroups.csv').exists() and (out/'results.csv').exists()
 
 
 def test_f33_the_same_run_is_not_done_twice(smoke_run):
@@ -120,7 +165,7 @@ def tiny(path, *cells):
     return path
 
 
-PARAMETERS = "seed = 0  # 0..9: seed\ndata = 'phantom:n_patients=30'  # source\nimage_size = 32  # 28..64: pixels\nrun_dir = ''  # set by the runner"
+PARAMETERS = "seed = 0  # 0..9: seed\ndata = 'phantom:n_patients=30'  # source\nimage_size = 32  # 28..64: pixels\nn_boot = 200  # 100..9999: resamples\nrun_dir = ''  # set by the runner"
 
 
 @pytest.fixture
@@ -226,6 +271,8 @@ def test_folder_of_images_end_to_end(tmp_path):
     assert done.returncode == 0, done.stderr
     record = load_json(tmp_path/done.stdout.strip()/'run.json')
     assert record['data']['classes'] == ['sound', 'broken'] and record['data']['counts']['test']['broken']['patients'] >= 1
+    assert gansynth('report', '--runs', 'out', '--out', 'page', cwd=tmp_path).returncode == 0
+    assert not (tmp_path/'page'/'results'/'subgroups.csv').exists() and 'For whom?' not in (tmp_path/'page'/'index.html').read_text()   # nothing known, nothing said
 
 
 @needs_real_data

@@ -5,13 +5,18 @@ from dataclasses import replace
 import numpy as np
 import pandas as pd
 import pytest
+import select_images
 from conftest import gansynth, snapshot
 from PIL import Image
 
+from gansynth.calibration import contrasts
+from gansynth.classifiers import predict
 from gansynth.core import UserError
 from gansynth.data import load, split
-from gansynth.gan_training import train_dcgan
-from gansynth.synthesis import Synthetic, at_least, at_random, compose, distances, diverse, examine, export_set, load_set, no_near_copies, realism, synthesise, top
+from gansynth.evaluation import auroc
+from gansynth.gan_training import train_gan
+from gansynth.regimes import gan_aug
+from gansynth.synthesis import Synthetic, at_least, at_random, compose, diverse, examine, export_set, load_set, near_copies, no_near_copies, realism, synthesise, top
 
 PASS = dict(verdict='PASS', words='No memorisation detected at this power.')
 
@@ -22,7 +27,7 @@ def parts(): return split(load('phantom:n_patients=60', size=32))
 
 @pytest.fixture(scope='module')
 def pool(parts):
-    return synthesise(train_dcgan(parts.train.positives, 8, 8, precision='float32', split_hash=parts.manifest['hash']), 50, seed=3)
+    return synthesise(train_gan(parts.train.positives, 8, bs=8, precision='float32', split_hash=parts.manifest['hash']), 50, seed=3)
 
 
 def made(n, seed=0):
@@ -55,13 +60,6 @@ def test_random_choice_is_uniform_and_seeded():
     assert abs(n/2000-.25).max() < .05
 
 
-def test_distances_equal_a_plain_loop():
-    rng = np.random.default_rng(0)
-    a, b = rng.normal(size=(70, 9)), rng.normal(size=(33, 9))
-    plain = np.array([[np.linalg.norm(x-y) for y in b] for x in a])
-    assert abs(distances(a, b, chunk=16)-plain).max() < 1e-6
-
-
 def test_realism_equals_the_paper_written_out():
     real, s, k = made(30, 1).images, made(12, 2), 3
     f, g = pixels(real), pixels(s.images)
@@ -70,6 +68,16 @@ def test_realism_equals_the_paper_written_out():
     keep = radius <= np.median(radius)
     want = [max(radius[i]/np.linalg.norm(x-f[i]) for i in np.flatnonzero(keep)) for x in g]
     assert np.allclose(realism(pixels, real, k)(s).scores['realism'], want)
+    with pytest.raises(UserError, match='more than 3 real images'): realism(pixels, real[:3])(s)
+
+
+def test_realism_of_a_copy_stands_out_in_single_precision():
+    "Features far from the origin: the distance of a copy is 0, not what rounding leaves of two large squares."
+    rng = np.random.default_rng(0)
+    real = rng.integers(0, 256, (20, 4, 4), 'uint8')
+    far = lambda x: (pixels(x)/255+1e4).astype('float32')
+    s = realism(far, real)(replace(made(10), images=np.concatenate([real[:8], rng.integers(0, 256, (2, 4, 4), 'uint8')])))
+    assert (s.scores['realism'][:8] > 1e6).any() and (s.scores['realism'][8:] < 100).all()
 
 
 def test_diverse_is_greedy_k_centre():
@@ -81,12 +89,21 @@ def test_diverse_is_greedy_k_centre():
     assert len(diverse(99, pixels)(s)) == 25
 
 
+def test_no_rule_takes_an_image_twice():
+    "Not even from a collapsed generator, which drew three pictures again and again."
+    s = made(30).scored('a', np.zeros(30))
+    s = replace(s, images=s.images[np.arange(30) % 3])
+    for rule in (diverse(12, pixels), top(12, 'a'), at_random(12)): assert len(set(rule(s).ids)) == 12
+    assert len({x.tobytes() for x in diverse(3, pixels)(s).images}) == 3
+
+
 def test_near_copies_of_training_images_are_dropped(parts):
     train = parts.train.positives.images
-    changed = [train[0], train[1][:, ::-1], np.clip(train[2]*.95+5, 0, 255).astype('uint8'), np.asarray(Image.fromarray(train[3]).resize((24, 24)).resize((32, 32)))]
+    changed = [train[9], train[8][:, ::-1], np.clip(train[7]*.95+5, 0, 255).astype('uint8'), np.asarray(Image.fromarray(train[6]).resize((24, 24)).resize((32, 32)))]
     fresh = np.random.default_rng(0).integers(0, 256, (5, 32, 32), 'uint8')
     s = replace(made(9), images=np.stack([*changed, *fresh]))
-    assert no_near_copies(train)(s).ids.tolist() == s.ids[4:].tolist()
+    assert no_near_copies(train)(s).ids.tolist() == s.ids[4:].tolist() and near_copies(s, train).tolist() == [0, 1, 2, 3]
+    assert len(no_near_copies(train)(s.take([], 'none'))) == 0
 
 
 def test_written_and_read(tmp_path, pool):
@@ -171,3 +188,80 @@ def test_a_replaying_generator_fails_the_examination(pool, parts, copies):
     s = replace(pool, images=np.concatenate([pool.images[copies:], train.images[:copies, ::1, ::-1]]))
     found = examine(s, train, parts.valid.positives, parts.train.take(parts.train.labels == 0))
     assert (found['audit']['verdict'] == 'FAIL') == (copies > 0) and found['audit']['near_copies'] == copies
+
+
+# --- the experiment of tests/select_images.py ---------------------------------------------------------------------------
+SMALL = dict(steps=90, batch=32, epochs=3, lr=2e-3)
+
+
+@pytest.fixture(scope='module')
+def experiment():
+    "Split with few positives, further positives, and a scored pool in which every second image is a fresh positive phantom and the others are fresh healthy ones under a false name."
+    (few, spare), fresh = select_images.few(load('phantom:n_patients=150,seed=4', 32), imbalance_ratio=5, fraction=.5), load('phantom:n_patients=400,seed=5', 32)
+    k = min(120, int(fresh.labels.sum()))
+    images, true = np.stack([fresh.images[fresh.labels == 1][:k], fresh.images[fresh.labels == 0][:k]], 1).reshape(-1, 32, 32), np.tile([1, 0], k)
+    s = Synthetic(images, 'pneumonia', tuple(few.train.positives.ids), 'g'*64, 0, np.array([f'0-{i:06}' for i in range(2*k)]))
+    return few, spare, s.scored('agreement', np.linspace(0, 1, 2*k)).scored('realism', np.zeros(2*k)).scored('discriminator', np.arange(2*k) % 7).scored('oracle', true)
+
+
+def test_arms_differ_in_the_added_images_only(experiment):
+    few, spare, pool = experiment
+    made = select_images.arms(few.train, spare, pool, 20, 3, pixels)
+    assert list(made) == ['random', *select_images.RULES, *select_images.SCALE]
+    for name, (t, s) in made.items():
+        n = 0 if name == 'raw' else 20
+        assert len(t.labels) == len(few.train)+n and (t.images[:len(few.train)] == few.train.images).all() and (t.labels[len(few.train):] == 1).all() and (s is None or len(set(s.ids)) == n), name
+    seen = {x.tobytes() for x in few.train.images}
+    real = {k: [x.tobytes() in seen for x in made[k][0].images[len(few.train):]] for k in ('duplicates', 'more real')}
+    assert all(real['duplicates']) and not any(real['more real']) and not set(spare.patients) & {*few.train.patients, *few.valid.patients, *few.table.patient[few.table.part == 'test']}
+    again = select_images.arms(few.train, spare, pool, 20, 4, pixels)
+    same = {k: made[k][1].ids.tolist() == again[k][1].ids.tolist() for k in ('random', 'discriminator', 'diverse')}
+    assert same == dict(random=False, discriminator=True, diverse=True)     # the luck of one draw is not the opponent
+
+
+def test_every_classifier_makes_the_same_steps_and_keeps_its_best_epoch(experiment):
+    few, spare, pool = experiment
+    made, found = select_images.arms(few.train, spare, pool, 20, 3, pixels), []
+    for name in ('raw', 'diverse'):
+        net, value, steps = select_images.train_classifier(made[name][0], few.valid, 1, **SMALL)
+        assert steps == SMALL['steps'] and abs(auroc(few.valid.labels, predict(net, few.valid.images))-value) < 1e-9
+        found.append(value)
+    assert select_images.train_classifier(made['raw'][0], few.valid, 1, **SMALL)[1] == found[0]     # the seed decides all
+
+
+def test_foreign_descent_is_refused(experiment):
+    few, spare, pool = experiment
+    with pytest.raises(UserError, match='outside this training part'): select_images.arms(few.train, spare, replace(pool, trained_on=tuple(spare.ids)), 20, 3, pixels)
+
+
+def test_a_planted_oracle_beats_the_random_choice(experiment):
+    "And a rule that is the random choice is equivalent to it; both with the intervals and verdicts of the script."
+    few, spare, pool = experiment
+    n, rows, test = 60, [], load('phantom:n_patients=300,seed=6', 32)
+    for seed in range(5):
+        rules = dict(random=at_random(n, seed), oracle=top(n, 'oracle'), same=at_random(n, seed))
+        for arm, rule in rules.items():
+            net, _, _ = select_images.train_classifier(gan_aug(few.train, rule(pool)), few.valid, seed, **SMALL)
+            rows.append(pd.DataFrame(dict(image_id=test.ids, patient_id=test.patients, label=test.labels, probability=predict(net, test.images), arm=arm, seed=seed)))
+    preds, gan_of = pd.concat(rows), {s: s//2 for s in range(5)}
+    words = contrasts(preds, 'random', B=300, gan_of=gan_of).set_index('arm').word.to_dict()
+    assert words == dict(oracle='helps', same='equivalent')
+    level = select_images.levels(preds, gan_of, 300).set_index('arm')
+    assert level.auroc['constant'] == .5 and level.auroc['oracle'] > level.auroc['random'] and (level.auroc_low < level.auroc)[1:].all()
+
+
+def test_the_script_goes_on_where_it_stopped_and_opens_the_test_part_once(experiment, tmp_path, monkeypatch):
+    few, spare, _ = experiment
+    tiny = dict(pool=30, chosen=5, gan=dict(steps=1, batch=4), classifier=dict(steps=2, batch=8, epochs=1, lr=2e-3), gans=1, classifiers=1, resamples=50)
+    monkeypatch.setattr(select_images, 'DESIGN', select_images.DESIGN | tiny)
+    assert not select_images.train_all(few, spare, tmp_path, 0) and select_images.train_all(few, spare, tmp_path, np.inf)
+    (tmp_path/'diverse 0.json').unlink()
+    with open(tmp_path/'raw 0.json', 'a') as f: f.write(' ')     # trained again, it would be written again
+    before = snapshot(tmp_path)
+    assert select_images.train_all(few, spare, tmp_path, np.inf)
+    after = snapshot(tmp_path)
+    assert set(after)-set(before) == {'diverse 0.json'} and all(after[k] == v for k, v in before.items()) and few.test.reads == 0
+    tables = [select_images.write(few, spare, tmp_path, tmp_path/'out', 'Phantom') for _ in range(2)]
+    assert few.test.reads == 1 and tables[0].equals(tables[1])
+    t = tables[0].set_index('arm')
+    assert set(t.index) == {'constant', 'random', *select_images.RULES, *select_images.SCALE} and t.family.value_counts().to_dict() == dict(rule=6, scale=3) and (t.n_added.drop(['constant', 'raw']) == 5).all()
