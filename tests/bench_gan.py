@@ -168,13 +168,14 @@ def measured(rounds=5):
         for bs, n in ((64, 2 if size == 64 else 10), (400, 1 if size == 64 else 3)):
             with tempfile.TemporaryDirectory() as d:
                 data, files = material(Path(d), size, bs)
-                times = turns({k: f(recipe, size, data, files, bs) for k, f in VARIANTS.items()}, n, rounds)
-            where, pairs = f'{case}, batch {bs}', {k: median(bs*n/t[k] for t in times) for k in VARIANTS}
+                used = {k: f for k, f in VARIANTS.items() if k != 'ours, float32' or bs == 64} # the largest batch takes most of the time
+                times = turns({k: f(recipe, size, data, files, bs) for k, f in used.items()}, n, rounds)
+            where, pairs = f'{case}, batch {bs}', {k: median(bs*n/t[k] for t in times) for k in used}
             print(where, {k: f'{v:.0f} images/s' for k, v in pairs.items()}, f'{flop(recipe, size):.2f} GFLOP an image')
             (a, b) = TARGETS[case]
             yield row(where, 'ours', 'plain loop from files', times, *a)
             yield row(where, 'ours', 'fastai GANLearner from files', times, *b)
-            yield row(where, 'ours, float32', 'plain loop from files', times)
+            if 'ours, float32' in used: yield row(where, 'ours, float32', 'plain loop from files', times)
             yield dict(case=where, variant='share of the peak (convolution)', reference=f'{max(PEAKS.values())} GFLOP/s', ratio=round(pairs['ours']*flop(recipe, size)/max(PEAKS.values()), 3), target=None, limit=1, rounds=rounds)
             if bs == 64:
                 for k in ('plain loop from files', 'fastai GANLearner from files', 'ours'): yield dict(case=f'{where}, peak memory', variant=k, reference='MB', ratio=memory(k, recipe, size, bs), target=None, limit=None, rounds=1)

@@ -23,7 +23,7 @@ from gansynth.gans import draw, noise
 from gansynth.recipes import find_recipe
 from gansynth.synthesis import as_many
 
-RUNS, OUT = root()/'runs'/'gan_trials', root()/'results'/'gan_trials' # what is trained, and the row of each trial; what is committed
+RUNS, OUT = root()/'runs'/'gan_trials', root()/'results'/'gan_trials' # what is trained, with a row file for each trial; what is committed
 ROWS = RUNS
 COLUMNS = 'trial gan images augment lr optimiser seed step kid kid_low kid_high kid_floor spread g_loss d_loss n_train n_valid'.split()
 
@@ -71,21 +71,29 @@ class Judge:
         self.extractor, self.valid = random_conv(), valid
         self.real = self.extractor(valid.images)
         unseen = np.flatnonzero(~np.isin(sick.ids, as_many(sick, len(sick)-n_floor).ids))
-        self.floor = self.interval(self.extractor(sick.take(unseen).images))
+        unseen = sick.take(unseen).images
+        self.small = thumbnails(valid.images)
+        self.floor, self.small_floor = self.interval(self.real, self.extractor(unseen)), self.interval(self.small, thumbnails(unseen))
 
-    def interval(self, features):
-        v = kid(self.real, features)
+    def interval(self, real, features):
+        v = kid(real, features)
         reach = student_t.ppf(.975, 9)*v.se
         return v.value, v.value-reach, v.value+reach
 
     def look(self, images): # uint8 (n,h,w)
-        return dict(zip(('kid', 'kid_low', 'kid_high'), self.interval(self.extractor(images))), kid_floor=self.floor[0], spread=float(spread(images)/spread(self.valid.images)))
+        two = self.interval(self.real, self.extractor(images)), self.interval(self.small, thumbnails(images))
+        return dict(zip(('kid', 'kid_low', 'kid_high', 'kid_small', 'kid_small_low', 'kid_small_high'), two[0]+two[1]), kid_floor=self.floor[0], spread=float(spread(images)/spread(self.valid.images)))
 
     def __call__(self, t):
         n = t.config['n_classes']
         found = self.look(draw(t.drawer, noise(len(self.valid), t.config['nz'], 1), torch.zeros(1, dtype=torch.int64) if n else None))
         last = t.history[max(0, t.step-50):t.step].mean(0)
         return found | dict(g_loss=float(last[0]), d_loss=float(last[1]), p=float(t.p))
+
+
+def thumbnails(images): # uint8 (n,28,28)
+    "Features (n,49) that know where things are, as the mean responses of random_conv do not: 7x7 means, in [-1,1]."
+    return images.reshape(-1, 7, 4, 7, 4).mean((2, 4)).reshape(len(images), 49)/127.5-1
 
 
 def spread(images): # uint8 (n,h,w)
@@ -129,7 +137,7 @@ def table(trial, state, n_train, n_valid):
     rows = [*state['rows'], *([dict(step=state['step'], cpu_s=state['cpu_s'][str(state['step'])])] if state.get('failed') else [])]
     fixed = dict(trial=trial.trial, gan=trial.gan, images=trial.images, augment=r.augment or 'none', lr=r.lr, optimiser=r.optimiser, seed=trial.seed, n_train=n_train, n_valid=n_valid)
     extra = dict(bs=trial.bs, gamma=r.gamma, failed=state.get('failed', ''))
-    return pd.DataFrame([fixed | extra | row for row in rows]).reindex(columns=[*COLUMNS, *extra, 'p', 'cpu_s'])
+    return pd.DataFrame([fixed | extra | row for row in rows]).reindex(columns=[*COLUMNS, *extra, 'p', 'cpu_s', 'kid_small', 'kid_small_low', 'kid_small_high'])
 
 
 def finish(done, parts, judge):
@@ -139,6 +147,7 @@ def finish(done, parts, judge):
     cost = {t.name: dict(steps=int(d.step.max()), batch=t.bs, seeds=1, cpu_ms_a_step=round(float(1000*d.cpu_s.max()/d.step.max()), 1)) for t, d in zip(done, tables)}
     save_json(dict(data='PneumoniaMNIST 28x28, pneumonia images, patients on one side of the split only', split=parts.manifest['hash'], counts=parts.manifest['counts'], extractor=judge.extractor.name,
                    floor=dict(zip(('kid', 'low', 'high'), judge.floor), images=[len(judge.valid)]*2, what='validation images against training images that no trial of fewer than 2,000 images saw'),
+                   small=dict(zip(('kid', 'low', 'high'), judge.small_floor), what='KID of thumbnails of 7x7 means, same images'),
                    interval='95 %, jackknife over blocks of images: of this generator, not of another seed', drawn=len(judge.valid), spread='of pixels over images, drawn / validation', losses='mean of the last 50 steps',
                    processor='cpu_s: processor seconds of training and looking, one thread', trials=cost, environment=environment(torch.device('cpu'))), OUT/'provenance.json')
 

@@ -153,6 +153,7 @@ WELL = dict(step=40, spread=.8, nearest=.8, contest=.7, d_auc=.52, d_auc_low=.4,
 @pytest.mark.parametrize('changes,earlier,expected', [
     ({}, (WELL, WELL), []),
     (dict(spread=.44), (), ['collapsed']), (dict(spread=.46, nearest=.46), (), []), (dict(nearest=.1), (WELL,), ['collapsed']),
+    (dict(spread=2., nearest=1.9), (), ['scattered']), (dict(spread=2., nearest=1.5), (), []),
     (dict(d_auc_low=.61), (), ['overfitting']), (dict(d_auc=.7, d_auc_low=.59), (), []),
     (dict(contest=.05), (WELL,), []), (dict(contest=.05), (), []), (dict(contest=.05), (WELL, WELL | dict(contest=.02)), ['discriminator won']), (dict(contest=.05), (WELL | dict(contest=.02), WELL), []),
     (dict(contest=None), (WELL | dict(contest=None),), []),
