@@ -137,7 +137,7 @@ WRONG = [
     (['--data', '{tmp}/one_image'], "too few patients with class 'b' (1 images of 1 patients)"),
     (['--data', '{tmp}/wrong.npz', '--patients', 'who.csv'], 'lacks train_images'),
     (['--data', '{tmp}/right.npz', '--patients', 'who.csv'], 'no such table'),
-    (['-p', 'image_size=50'], 'image_size=50: known: 128, 32, 64')]
+    (['-p', 'image_size=50'], 'image_size=50: known: 128, 28, 32, 64')]
 
 
 @pytest.mark.parametrize('args, says', WRONG, ids=lambda x: '-'.join(x)[:40] if isinstance(x, list) else '')
