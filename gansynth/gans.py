@@ -38,7 +38,6 @@ class Gan:
     history: np.ndarray = None                  # (steps,4): loss of generator and discriminator, norms of their gradients
     grids: dict = field(default_factory=dict)   # step -> uint8 (n,h,w), from the same z each time
     health: list = field(default_factory=list)  # what the monitor found at each snapshot, one dict each
-
     @property
     def hash(self):
         "SHA-256 of weights and lineage: what a synthetic image refers to."

@@ -91,7 +91,6 @@ h1{font-size:1.5rem;line-height:1.25}h2{font-size:1.15rem;margin-top:2rem}.answe
 th,td{padding:.3rem .6rem;border-bottom:1px solid #ccc;text-align:left;vertical-align:top}thead th{border-bottom:2px solid #888}img{max-width:100%;background:#fff;border-radius:4px}figure{margin:1rem 0}
 .failed{color:#b00020;font-weight:700}details{margin:.6rem 0}summary{cursor:pointer;font-weight:600}code{font-size:.85em;overflow-wrap:anywhere}
 @media(prefers-color-scheme:dark){.failed{color:#ff7a85}body{color:#ddd;background:#161616}.answer{background:#1d2730}.small{color:#aaa}th,td{border-color:#444}}@media print{body{max-width:none;margin:0}figure{break-inside:avoid}}'''
-
 CAPTIONS = {'curve_roc': 'ROC curves on the test part: thin for each seed, thick their mean.', 'curve_test': 'The last run: ROC and confusion matrices at the threshold taken from validation.',
             'real': 'Images of the training part.', 'real_and_synthetic': 'Images of the positive class in the training part, and synthetic ones.', 'history': 'The same noise while the generator learns.',
             'curve_gan_losses': 'Losses of the generator and the discriminator.', 'curve_classifiers': 'Learning-rate finder and loss curves of both classifiers.'}

@@ -68,7 +68,6 @@ class Parameter:
         if self.choices and str(given) not in self.choices: raise UserError(f'{self.name}={value!r}: {did_you_mean(given, self.choices)}')
         if self.low is not None and not self.low <= given <= self.high: raise UserError(f'{self.name}={value!r} is outside {self.low:g} to {self.high:g}')
         return given
-
     def parse(self, text):
         "The value that `text`, typed on a command line, stands for."
         if isinstance(self.default, str): return self.check(text)
@@ -266,10 +265,11 @@ def complete_runs(name, runs=None): # study; folder of all runs
     return sorted((r for r in found if is_complete(r['folder'], r['key'])), key=lambda r: (r['folder']/'run.json').stat().st_mtime)
 
 def group(records): # of complete_runs
-    "Those that equal the latest in all but the seed."
+    "Those that equal the latest in all but the seed; of one seed the latest, since a change of the code is a run of its own."
     if not records: raise UserError('no complete run yet: start one with `gansynth run nih_pneumonia`')
     def sort(r): return hash_of([{k: v for k, v in r['parameters'].items() if k not in ('seed', 'data', 'patients')}, r['data']['hash'], r['profile']])
-    return sorted((r for r in records if sort(r) == sort(records[-1])), key=lambda r: r['parameters']['seed'])
+    newest = {r['parameters']['seed']: r for r in records if sort(r) == sort(records[-1])}
+    return [newest[s] for s in sorted(newest)]
 
 def gather(records, file): # of a group; name of a table
     "The table of all runs, one below the other."

@@ -59,7 +59,6 @@ def at_random(n, seed=0): # images; seed
     "Rule: any n."
     def rule(s): return s.take(np.sort(np.random.default_rng([seed, len(s)]).permutation(len(s))[:n]), f'{n} at random')
     return rule
-
 def _score(s, name): # Synthetic; a score
     if name not in s.scores: raise UserError(f'no score {name!r} was computed; there are: {", ".join(s.scores) or "none"}')
     return s.scores[name]

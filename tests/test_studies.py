@@ -286,3 +286,9 @@ def test_real_images_end_to_end(tmp_path):
 
 def test_f61_committed_results_name_no_path():
     for p in [*ROOT.glob('results/**/*.json'), *ROOT.glob('results/**/*.csv')]: assert not re.search(r'(?<![\w.:])/(home|root|work|Users|tmp)/', p.read_text()), p
+
+
+def test_two_runs_of_one_seed_are_not_pooled():
+    "After a change of the code the same seed lies there twice; the later run counts."
+    def run(seed, key): return dict(parameters=dict(seed=seed, n=1), data=dict(hash='h'), profile='smoke', key=key)
+    assert [r['key'] for r in studies.group([run(1, 'a'), run(0, 'b'), run(0, 'c')])] == ['c', 'a']
