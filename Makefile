@@ -39,14 +39,16 @@ readme: .venv/ready  ## index.ipynb -> README.md, run first so that it shows wha
 
 bench: .venv/ready   ## speed of the training loops, as ratios measured side by side
 	@python tests/bench_gan.py
-	python tests/bench.py
+	python tests/bench_classifiers.py
 	python tests/bench_data.py
 
-gpu: .venv/ready     ## on a GPU: the captured step against the eager one, speed, the published sizes, then the report
+gpu: .venv/ready     ## on a GPU: the captured step against the eager one, speed, then the published sizes of all five studies
 	@python -m pytest -q tests/test_gan.py -k cuda
 	python tests/bench_gan.py
-	gansynth run nih_pneumonia --profile paper -p device=cuda
-	gansynth report
+	for study in nih_pneumonia covid_ct bone_fracture lung_optimizers pneumonia_transfer; do
+	  gansynth run $$study --profile paper -p device=cuda
+	  gansynth report $$study
+	done
 
 .venv/ready: settings.ini setup.py .ci/setup
 	@.ci/setup

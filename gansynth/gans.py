@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['to_unit', 'to_uint8', 'Gan', 'noise', 'draw', 'sample', 'logits', 'plot_losses', 'show_history', 'save_gan',
-           'build_networks', 'load_gan']
+           'build_networks', 'load_gan', 'untrained']
 
 # %% ../nbs/24_gans.ipynb #0605c75d
 import hashlib
@@ -124,3 +124,11 @@ def load_gan(path): # a .safetensors file written by save_gan
         part = {k[2:]: v for k, v in tensors.items() if k.startswith(f'{n}.')}
         if part or n == 'G': fit(m, part, c, c)
     return Gan(G.eval(), facts['lineage'], D.eval() if any(k.startswith('D.') for k in tensors) else None)
+
+# %% ../nbs/24_gans.ipynb #f3effe4b
+def untrained(gan): # a Gan
+    "The `Gan` as it was before its first step: the same networks, fresh weights of the same seed, trained on nobody."
+    with torch.random.fork_rng():
+        torch.manual_seed(gan.lineage['config'].get('seed', 0))
+        G, D = build_networks(gan.lineage['config'])
+    return Gan(G.eval(), gan.lineage | dict(trained_on=[], pixels=None, parent=None, step=0, chosen='untrained'), D.eval())

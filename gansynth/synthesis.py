@@ -140,7 +140,7 @@ def examine(s, train, holdout, others, seed=0, gan=None): # Synthetic; Images th
     if len(copies): result |= dict(verdict='FAIL', words=f'{len(copies)} of {len(s)} synthetic images look like a copy of a training image. '+result['words'])
     try: table = compare(holdout.images, s.images, random_conv(), patients=holdout.patients, seed=seed)
     except UserError as e: table = pd.DataFrame([dict(metric='fidelity', note=str(e))])
-    return dict(audit=result | dict(near_copies=len(copies)), fidelity=table.to_dict('records'))
+    return dict(audit=result | dict(near_copies=len(copies)), fidelity=[{k: v for k, v in r.items() if v == v} for r in table.to_dict('records')]) # a NaN is what was not measured
 
 # %% ../nbs/40_synthesis.ipynb #22693bcd
 USE = 'Training classifiers of the named class together with real images, and research on synthetic data.'
@@ -189,6 +189,9 @@ def load_set(folder): # written by export_set
     if c.get('format') != 'gansynth card 1': raise UserError(f'{folder}/card.json is no card of a synthetic set')
     if file_hash(folder/'lineage.parquet') != c['lineage']: raise UserError(f'{folder}/lineage.parquet was changed after it was written; export the set again')
     t = pd.read_parquet(folder/'lineage.parquet')
+    if bad := sorted(({*t.label} | {str(Path(f).parent) for f in t.file})-{c['class_name']}): raise UserError(f"{folder}/card.json says class {c['class_name']!r}, lineage.parquet says {', '.join(bad)}: the card was changed after it was written; export the set again")
+    if {*t.generator}-{c['generator']} or {*t.seed}-{c['seed']}: raise UserError(f'{folder}/card.json names another generator or seed than lineage.parquet: it was changed after it was written; export the set again')
+    if lost := [f for f in t.file if not (folder/f).is_file()]: raise UserError(f'{folder}: {len(lost)} images are missing, e.g. {lost[0]}; export the set again')
     images = np.stack([np.asarray(Image.open(folder/f)) for f in t.file])
     if bad := [f for f, x, h in zip(t.file, images, t.sha256) if hashlib.sha256(x.tobytes()).hexdigest() != h]: raise UserError(f'{folder}: {len(bad)} images were changed after they were written, e.g. {bad[0]}')
     known = {'id', 'file', 'label', 'synthetic', 'generator', 'split', 'seed', 'rule', 'sha256'}

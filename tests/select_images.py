@@ -15,14 +15,14 @@ from torch import nn
 from torch.nn.functional import cross_entropy
 
 from gansynth.calibration import contrasts
-from gansynth.classifiers import predict
+from gansynth.classifier_training import Stage, predict
 from gansynth.core import atomic, environment, hash_of, load_json, root, save_json, save_text, set_seed
 from gansynth.data import count, index_batches, load, split
 from gansynth.evaluation import align, auroc, constant_predictor, draw_seeds, interval, patient_resamples
 from gansynth.features import random_conv
 from gansynth.gan_training import train_gan
 from gansynth.gans import to_unit
-from gansynth.regimes import TrainingSet, gan_aug, raw
+from gansynth.regimes import make_arm, real_stage
 from gansynth.synthesis import at_random, compose, discriminator_score, diverse, export_set, label_agreement, load_set, no_near_copies, realism, synthesise, top
 
 DESIGN = dict(size=32, imbalance_ratio=5, fraction=.25, pool=2000, chosen=250, gan=dict(steps=600, batch=16), classifier=dict(steps=400, batch=64, epochs=8, lr=2e-3), gans=2, classifiers=5, margin=.02, resamples=2000)
@@ -35,7 +35,7 @@ def small_cnn():
     return nn.Sequential(*blocks, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(64, 2)).to(memory_format=torch.channels_last)
 
 
-def train_classifier(t, valid, seed, steps, batch, epochs, lr): # TrainingSet; Images; seed; optimiser steps; images in each; how often the validation part is looked at
+def train_classifier(t, valid, seed, steps, batch, epochs, lr): # Stage; Images; seed; optimiser steps; images in each; how often the validation part is looked at
     "(network with the weights of its best epoch, its AUROC on the validation part, optimiser steps that were made)."
     set_seed(seed)
     net, made, best = small_cnn(), 0, (-1, None)
@@ -71,16 +71,16 @@ SCALE = ('raw', 'duplicates', 'more real')
 
 
 def added(train, images): # Images; uint8 (n,h,w) of the positive class
-    "The `TrainingSet` of the training part and further positive images."
-    return TrainingSet(np.concatenate([train.images, images]), np.r_[train.labels, np.ones(len(images), train.labels.dtype)], np.zeros(len(train)+len(images), bool))
+    "The `Stage` of the training part and further positive images."
+    return Stage(np.concatenate([train.images, images]), np.r_[train.labels, np.ones(len(images), train.labels.dtype)], np.zeros(len(train)+len(images), bool))
 
 
 def arms(train, spare, pool, n, seed, features): # Images; positive Images of other patients; a scored Synthetic; images to add; seed of what is random
-    "{name: (TrainingSet, the chosen Synthetic or None)}"
+    "{name: (Stage, the chosen Synthetic or None)}"
     rng, sick = np.random.default_rng([seed, 9]), train.positives
     chosen = {k: r(pool) for k, r in rules(n, seed, sick.images, features).items()}
-    real = {'raw': raw(train), 'duplicates': added(train, sick.images[np.resize(rng.permutation(len(sick)), n)]), 'more real': added(train, spare.images[rng.permutation(len(spare))[:n]])}
-    return {k: (gan_aug(train, s), s) for k, s in chosen.items()} | {k: (t, None) for k, t in real.items()}
+    real = {'raw': real_stage(train), 'duplicates': added(train, sick.images[np.resize(rng.permutation(len(sick)), n)]), 'more real': added(train, spare.images[rng.permutation(len(spare))[:n]])}
+    return {k: (make_arm('gan_aug', train, [s]).stages[0], s) for k, s in chosen.items()} | {k: (t, None) for k, t in real.items()}
 
 
 def few(data, imbalance_ratio, fraction): # Images
@@ -93,7 +93,7 @@ def make_pool(parts, g, out, features): # Split; number of the GAN; folder
     "The scored pool of GAN `g`, from `out` where it lies already. The judge of label agreement is a classifier of the training part with a seed of its own."
     if not (out/'card.json').exists():
         gan = train_gan(parts.train.positives, DESIGN['gan']['steps'], bs=DESIGN['gan']['batch'], seed=g, split_hash=parts.manifest['hash'])
-        judge, _, _ = train_classifier(raw(parts.train), parts.valid, 1000+g, **DESIGN['classifier'])
+        judge, _, _ = train_classifier(real_stage(parts.train), parts.valid, 1000+g, **DESIGN['classifier'])
         score = compose(discriminator_score(partial(logits_of, gan.discriminator)), label_agreement(partial(predict, judge)), realism(features, parts.train.positives.images))
         export_set(score(synthesise(gan, DESIGN['pool'], seed=g)), out, data=parts.manifest['source'], allow_failed_audit=True)
     return load_set(out)

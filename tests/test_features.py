@@ -85,9 +85,12 @@ def test_random_conv_is_its_name(people):
 
 def test_features_of_the_real_classifier(people):
     "Those before the last layer of a fastai Learner's ResNet34; the head gives its probabilities."
-    from gansynth.classifiers import make_learner, predict
+    from gansynth.classifier_training import Stage, make_learner, predict
+    from gansynth.classifiers import Precision, build_classifier
+    from gansynth.data import Images
     x, y = people['images'][:40], people['labels'][:40]
-    learn = make_learner((x, y), (x, y), bs=8, n_batches=1, precision='float32')
+    names = np.arange(40).astype(str)
+    learn = make_learner(Precision(build_classifier('resnet34', 32, 'fastai'), 'float32'), Stage(x, y, np.zeros(40, bool)), Images(x, y, names, names, names, ('a', 'b')), bs=8, n_batches=1)
     f = from_classifier(learn, 'resnet34-train')
     assert f(x).shape == (40, 512)
     assert np.allclose(f.probabilities(f(x))[:, 1], predict(learn.model, x), atol=1e-5)

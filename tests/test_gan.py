@@ -15,7 +15,7 @@ from gansynth.gans import draw, load_gan, noise, sample, save_gan, to_uint8, to_
 from gansynth.generators import dcgan_discriminator, dcgan_generator
 from gansynth.recipes import RECIPES, Training, find_recipe, gan_step
 from gansynth.synthesis import synthesise
-from gansynth.regimes import gan_aug
+from gansynth.regimes import make_arm
 
 
 @pytest.fixture(scope='module')
@@ -101,15 +101,15 @@ def test_f46_batch_larger_than_data(parts):
 
 
 def test_f44_generator_that_saw_other_images(parts, gan):
-    assert gan_aug(parts.train, synthesise(gan, 4)).synthetic.sum() == 4
+    assert make_arm('gan_aug', parts.train, [synthesise(gan, 4)]).n_synthetic == 4
     everything = load('phantom:n_patients=60', size=32)
     leaky = train_gan(everything.positives, 1, bs=8)
-    with pytest.raises(UserError, match='images outside this training part'): gan_aug(parts.train, synthesise(leaky, 4))
+    with pytest.raises(UserError, match='images outside this training part'): make_arm('gan_aug', parts.train, [synthesise(leaky, 4)])
 
 
 def test_class_by_name(parts, gan):
-    with pytest.raises(UserError, match="class 'Pneumonia'"): gan_aug(parts.train, replace(synthesise(gan, 4), class_name='Pneumonia'))
-    s = gan_aug(parts.train, synthesise(gan, 4))
+    with pytest.raises(UserError, match="class 'Pneumonia'"): make_arm('gan_aug', parts.train, [replace(synthesise(gan, 4), class_name='Pneumonia')])
+    s = make_arm('gan_aug', parts.train, [synthesise(gan, 4)]).stages[0]
     assert (s.labels[s.synthetic] == 1).all() and parts.train.classes[1] == 'pneumonia'
 
 

@@ -8,12 +8,13 @@ import pandas as pd
 import pytest
 from conftest import COMMAND, ROOT, SHARED, gansynth, image_folder, medmnist_arrays, needs_real_data, snapshot
 
-from gansynth import studies
+from gansynth import collection, studies
 from gansynth.core import UserError, load_json, save_json
 from gansynth.data import load
 from gansynth.studies import Parameter, execute, read_parameters
 
 RUN = ('run', 'nih_pneumonia', '--profile', 'smoke')
+ARMS = {'raw', 'gan_aug', 'gan_aug_matched', 'class_weights'} # of its smoke run
 
 
 def test_run_and_report(smoke_run, tmp_path):
@@ -21,7 +22,7 @@ def test_run_and_report(smoke_run, tmp_path):
     record = load_json(folder/'run.json')
     assert record['status'] == 'ok' and record['parameters']['seed'] == 0 and record['data']['hash'] and record['environment']['versions']['torch']
     preds = pd.read_csv(folder/'predictions.csv')
-    assert set(preds.arm) == {'raw', 'gan_aug'} and preds.probability.between(0, 1).all() and not preds.duplicated(['arm', 'image_id']).any()
+    assert set(preds.arm) == ARMS and preds.probability.between(0, 1).all() and not preds.duplicated(['arm', 'image_id']).any()
     assert len((folder/'test_reads.jsonl').read_text().splitlines()) == 1
     results = pd.read_csv(folder/'results.csv')
     n = results.n_images.iloc[0]
@@ -40,12 +41,12 @@ def test_subgroups_where_the_source_knows_them(smoke_run, tmp_path):
     "Sex and age travel from the source to the predictions and into the report; so few patients get words instead of numbers."
     runs, folder = smoke_run
     preds = pd.read_csv(folder/'predictions.csv')
-    known = load('phantom:n_patients=60', 32)
+    known = load('phantom:n_patients=120', 32)
     want = known.facts.assign(image_id=known.ids).set_index('image_id').loc[preds.image_id]
     assert preds.sex.tolist() == want.sex.tolist() and preds.age.tolist() == want.age.tolist() and preds.sex.nunique() == 2
     assert gansynth('report', '--runs', runs, '--out', tmp_path).returncode == 0
     t, page = pd.read_csv(tmp_path/'results'/'subgroups.csv'), (tmp_path/'index.html').read_text()
-    assert set(t.attribute) == {'sex', 'age'} and set(t.arm) == {'raw', 'gan_aug'} and t.auroc.isna().all() and t.note.str.startswith('no number: ').all()
+    assert set(t.attribute) == {'sex', 'age'} and set(t.arm) == ARMS and t.auroc.isna().all() and t.note.str.startswith('no number: ').all()
     women = preds[(preds.sex == 'F') & (preds.arm == 'raw')]
     assert (t.n_images[t.group == 'F'] == len(women)).all() and (t.n_patients[t.group == 'F'] == women.patient_id.nunique()).all()
     assert 'For whom?' in page and t.note[0] in page
@@ -64,19 +65,18 @@ finish(run_dir, generator='g')'''
 
 def test_subgroups_pool_seeds_and_disappear_with_the_columns(tiny_study, tmp_path):
     from gansynth.evaluation import summarise
-    for k, v in dict(contrast=('gan_aug', 'raw'), published_data='x').items(): studies.STUDIES['tiny'][k] = v
     runs = tiny_study(PREDICTED.replace('KNOWN', "{'sex': 'FM'[i//2 % 2] if i < 112 else None, 'view': 'PA'}"))
     for s in (0, 1): studies.run_study('tiny', 'smoke', {'seed': s}, runs=runs)
-    out = studies.collect('tiny', tmp_path/'out', runs)
+    out = collection.collect('tiny', tmp_path/'out', runs)
     t = pd.read_csv(out/'subgroups.csv').set_index(['arm', 'group'])
-    preds = studies.gather(studies.group(studies.complete_runs('tiny', runs)), 'predictions.csv')
+    preds = collection.gather(collection.group(collection.complete_runs('tiny', runs)), 'predictions.csv')
     women = preds[preds.sex == 'F']
     want = summarise(women, {k: .5 for k in women.groupby(['arm', 'seed']).groups}, B=200).query("metric == 'auroc' and seed == 'mean' and arm == 'gan_aug'").iloc[0]
     assert t.loc[('gan_aug', 'F'), ['auroc', 'low', 'high', 'n_patients']].tolist() == pytest.approx([want.value, want.low, want.high, 56], abs=1e-6)
     assert t.loc[('raw', 'unknown'), 'note'] == 'no number: 4 patients with the rarer class, fewer than 10' and np.isfinite(t.loc[('raw', 'PA'), 'auroc'])
     runs = tiny_study(PREDICTED.replace('KNOWN', '{}'))
     studies.run_study('tiny', 'smoke', {'data': 'phantom:n_patients=31'}, runs=runs)
-    studies.collect('tiny', tmp_path/'out', runs)
+    collection.collect('tiny', tmp_path/'out', runs)
     assert not (out/'subgroups.csv').exists() and (out/'results.csv').exists()
 
 
@@ -90,7 +90,7 @@ def test_f33_the_same_run_is_not_done_twice(smoke_run):
 
 def test_f63_same_seed_same_bits(smoke_run, tmp_path):
     runs, folder = smoke_run
-    again, other = (gansynth(*RUN, '--runs', tmp_path/str(s), '--seed', s) for s in (0, 1))
+    again, other = (gansynth(*RUN, '--runs', tmp_path/str(s), '--seed', s, GANSYNTH_CACHE=str(tmp_path/'cache')) for s in (0, 1)) # nothing recalled
     assert again.returncode == other.returncode == 0
     for f in ('predictions.csv', 'gan_losses.csv', 'epochs.csv'):
         assert (Path(again.stdout.strip())/f).read_bytes() == (folder/f).read_bytes(), f
@@ -102,11 +102,11 @@ def test_f63_same_seed_same_bits(smoke_run, tmp_path):
 def test_report_shows_what_was_asked_for_last(tiny_study):
     runs = tiny_study('finish(run_dir)')
     one, two = (studies.run_study('tiny', 'smoke', {'data': f'phantom:n_patients={n}'}, runs=runs) for n in (30, 31))
-    assert studies.group(studies.complete_runs('tiny', runs))[0]['folder'] == two
+    assert collection.group(collection.complete_runs('tiny', runs))[0]['folder'] == two
     time.sleep(.01); assert studies.run_study('tiny', 'smoke', {'data': 'phantom:n_patients=30'}, runs=runs) == one
-    assert studies.group(studies.complete_runs('tiny', runs))[0]['folder'] == one
+    assert collection.group(collection.complete_runs('tiny', runs))[0]['folder'] == one
     other_seed = studies.run_study('tiny', 'smoke', {'data': 'phantom:n_patients=30', 'seed': 1}, runs=runs)
-    assert [r['folder'] for r in studies.group(studies.complete_runs('tiny', runs))] == [one, other_seed]
+    assert [r['folder'] for r in collection.group(collection.complete_runs('tiny', runs))] == [one, other_seed]
 
 
 def test_a_damaged_run_is_not_complete(smoke_run, tmp_path):
@@ -174,7 +174,8 @@ def tiny_study(tmp_path, monkeypatch):
     def make(*cells):
         tiny(tmp_path/'tiny.ipynb', PARAMETERS, 'from gansynth.studies import finish', *cells)
         return tmp_path/'runs'
-    monkeypatch.setitem(studies.STUDIES, 'tiny', dict(title='t', question='q', shares={}, profiles={'smoke': {}}))
+    monkeypatch.setitem(studies.STUDIES, 'tiny', dict(title='t', question='q', shares={}, profiles={'smoke': {}}, shows='s', source='o', published_data='x', published_n=99, published_constant=.6,
+                        decimals=2, metric='auroc', published={'raw': dict(auroc=.7, accuracy=.8)}, arms={'raw': 'real only', 'gan_aug': 'real and synthetic'}, questions=[('gan_aug', ('raw', 'oversample')), ('gan_aug', ('raw',))]))
     monkeypatch.setattr(studies, 'notebook_path', lambda name: tmp_path/'tiny.ipynb')
     return make
 
@@ -291,4 +292,154 @@ def test_f61_committed_results_name_no_path():
 def test_two_runs_of_one_seed_are_not_pooled():
     "After a change of the code the same seed lies there twice; the later run counts."
     def run(seed, key): return dict(parameters=dict(seed=seed, n=1), data=dict(hash='h'), profile='smoke', key=key)
-    assert [r['key'] for r in studies.group([run(1, 'a'), run(0, 'b'), run(0, 'c')])] == ['c', 'a']
+    assert [r['key'] for r in collection.group([run(1, 'a'), run(0, 'b'), run(0, 'c')])] == ['c', 'a']
+
+
+MANY = """import numpy as np, pandas as pd
+from pathlib import Path
+rng, arms, part = np.random.default_rng(seed), ARMS, {}
+for name, k in (('valid_predictions', 90), ('predictions', 160)):
+    rows = [dict(image_id=f'{name}{i}', patient_id=f'p{i}', label=i % 2, probability=1/(1+np.exp(-(s*(i % 2-.5)+rng.normal()))), arm=a, seed=seed) for a, s in arms.items() for i in range(k)]
+    pd.DataFrame(rows).to_csv(Path(run_dir)/f'{name}.csv', index=False)
+pd.DataFrame(dict(arm=list(arms), seed=seed, threshold=.5)).to_csv(Path(run_dir)/'thresholds.csv', index=False)
+pd.DataFrame(dict(arm=list(arms), network='net', steps=STEPS, n_train=9, n_synthetic=0, lr=.1, best_epoch=1)).to_csv(Path(run_dir)/'arms.csv', index=False)
+pd.DataFrame(dict(table='quality', arm=['gan_aug', 'real'], metric='KID[x]', value=[1.+seed**2, .1], low=[.5, 0], high=[1.5, .2], n=50)).to_csv(Path(run_dir)/'measures.csv', index=False)
+(Path(run_dir)/'figures').mkdir(exist_ok=True)
+for f in ('curve_a', 'generated_b', 'real'): (Path(run_dir)/'figures'/f'{f}.png').write_bytes(b'PNG')
+finish(run_dir, generator={'ill': 'a'*64, 'well': None}, health={'ill': 'collapsed'}, audit={'ill': dict(verdict='FAIL', words='w')})"""
+
+
+@pytest.fixture
+def in_process(monkeypatch):
+    "Runs the cells in this process: the runner is tested above, and a kernel takes seconds to start."
+    def execute(path, out, params, progress_file, timeout=None):
+        space = {}
+        first, *others = nbformat.read(path, as_version=4).cells
+        exec(first.source, space); space.update(params)
+        for c in others: exec(c.source, space)
+        return 'ok', ''
+    monkeypatch.setattr(studies, 'execute', execute)
+
+
+def run_many(tiny_study, arms, steps=8, seeds=(0, 1, 2)):
+    runs = tiny_study(MANY.replace('ARMS', repr(arms)).replace('STEPS', repr(steps)))
+    for s in seeds: studies.run_study('tiny', 'smoke', {'seed': s}, runs=runs)
+    return runs
+
+
+def test_questions_opponents_and_holm(tiny_study, in_process, tmp_path):
+    "The opponent is chosen on validation; verdicts use Holm's p over all questions; the headline is the first."
+    from gansynth.calibration import choose_base
+    from gansynth.evaluation import contrast
+    from gansynth.statistics import holm
+    from gansynth.tables import Results
+    studies.STUDIES['tiny']['questions'] = [('gan_aug', ('raw', 'oversample', 'never_run')), ('gan_aug', ('raw',)), ('gan_classic', ('raw',)), ('never_run', ('raw',))]
+    runs = run_many(tiny_study, dict(raw=.4, oversample=1.6, gan_aug=2.6, gan_classic=.4, more=.1), [8, 8, 16, 8, 8])
+    out = collection.collect('tiny', tmp_path/'out', runs, pixels=False)
+    preds, valid = (collection.gather(collection.group(collection.complete_runs('tiny', runs)), f) for f in ('predictions.csv', 'valid_predictions.csv'))
+    t, head = pd.read_csv(out/'contrasts.csv'), load_json(out/'contrast.json')
+    assert choose_base(valid, ['raw', 'oversample']) == 'oversample'
+    assert t[['arm', 'base']].values.tolist() == [['gan_aug', 'oversample'], ['gan_aug', 'raw'], ['gan_classic', 'raw']] and t.not_run[0] == 'never_run'
+    want = contrast(preds, 'gan_aug', 'oversample', B=200)
+    assert t.loc[0, ['difference', 'low', 'high', 'p']].tolist() == pytest.approx([want[k] for k in ('difference', 'low', 'high', 'p')], abs=1e-6)
+    right = contrast(preds, 'gan_aug', 'oversample', 'accuracy', B=200, thresholds={k: .5 for k in preds.groupby(['arm', 'seed']).groups})
+    assert t.accuracy_difference[0] == pytest.approx(right['difference'], abs=1e-6)
+    assert t.p_holm.tolist() == pytest.approx(holm(t.p), abs=1e-6) and (t.p_holm > t.p).any()
+    assert t.word[1] == 'helps' and t.word[2] != 'helps' and head['base'] == 'oversample' and head['verdict']['sentence'] == t.sentence[0]
+    assert {p.name for p in (out/'figures').iterdir()} == {'curve_a.png', 'generated_b.png', 'curve_roc.png', 'curve_answers.png'}
+    r = Results(out)
+    from gansynth.report import limits, make_report
+    said = ' '.join(limits(r))
+    assert 'Unequal training: gan_aug took 16 optimiser steps, oversample took 8.' in said and 'gan_classic took' not in said
+    assert 'names never_run as opponents too' in said and 'ill: collapsed' in said and 'FAIL. ill: w' in said
+    page = make_report(out, tmp_path/'index.html').read_text()
+    assert page.count('class=failed') == 4 and 'Measures: quality (n = 50, 3 seeds' in page and page.index('<th>AUROC') < page.index('oversample</td>')       # five arms: a row each
+    assert load_json(out/'provenance.json')['generators'] == ['ill: '+'a'*64]*3
+
+
+def test_measures_are_pooled_as_scipy_would(tiny_study, in_process, tmp_path):
+    from scipy.stats import t as student
+    runs = run_many(tiny_study, dict(raw=.4, gan_aug=1.), seeds=(0,))
+    one = pd.read_csv(collection.collect('tiny', tmp_path/'one', runs)/'measures.csv').iloc[0]
+    assert one[['value', 'low', 'high', 'seeds', 'how']].tolist() == [1, .5, 1.5, 1, 'one run']
+    for s in (1, 2): studies.run_study('tiny', 'smoke', {'seed': s}, runs=runs)
+    t = pd.read_csv(collection.collect('tiny', tmp_path/'all', runs)/'measures.csv')
+    v = np.array([1., 2, 5])
+    assert t.iloc[0][['value', 'low', 'high']].tolist() == pytest.approx([v.mean(), *student.interval(.95, 2, loc=v.mean(), scale=v.std(ddof=1)/3**.5)], abs=1e-6)
+    assert t.iloc[0][['n', 'seeds', 'how']].tolist() == [50, 3, 't over seeds'] and t.iloc[1][['low', 'high']].tolist() == pytest.approx([.1, .1])
+
+
+QUALITY = """import pandas as pd
+from pathlib import Path
+v = dict(adam_full=(.5, .7, .3)[seed], rmsprop_full=(.2, .3, .1)[seed], constant=3.)
+pd.DataFrame([dict(table='quality', arm=a, metric='KID[rand]', value=x, low=x-.1, high=x+.1, n=64) for a, x in v.items()]+[dict(table='quality', arm='adam_half', metric='IS[rand]', value=1.1, low=1., high=1.2, n=64)]).to_csv(Path(run_dir)/'measures.csv', index=False)
+finish(run_dir)"""
+
+
+def test_a_study_without_predictions(tiny_study, in_process, tmp_path):
+    "Its headline is a paired t over seeds; one seed concludes nothing; report and front page cope."
+    from scipy.stats import ttest_rel
+    from gansynth.report import front_line, make_report
+    from gansynth.tables import Results, published_table
+    studies.STUDIES['tiny'] |= {k: studies.STUDIES['lung_optimizers'][k] for k in ('metric', 'better', 'published', 'published_n', 'published_constant', 'decimals', 'arms', 'questions')}
+    runs = tiny_study(QUALITY)
+    studies.run_study('tiny', 'smoke', runs=runs)
+    one = load_json(collection.collect('tiny', tmp_path/'tiny', runs)/'contrast.json')
+    assert one['verdict']['word'] == 'inconclusive' and '1 seed with a difference: no interval' in one['verdict']['sentence'] and one['low'] is None and one['difference'] == pytest.approx(-.3)
+    for s in (1, 2): studies.run_study('tiny', 'smoke', {'seed': s}, runs=runs)
+    out = collection.collect('tiny', tmp_path/'tiny', runs)
+    head, test = load_json(out/'contrast.json'), ttest_rel([.2, .3, .1], [.5, .7, .3])
+    assert [head['difference'], head['p'], head['low']] == pytest.approx([-.3, test.pvalue, test.confidence_interval().low]) and head['verdict']['word'] == 'helps' and head['metric'] == 'KID[rand]'
+    assert not (out/'results.csv').exists()
+    r = Results(out)
+    assert published_table(r).loc['adam_half'].tolist() == ['IS', '1.0008', '1.1000 [1.1000, 1.1000]', '- / 64', '- / -']
+    page = make_report(out, tmp_path/'index.html').read_text()
+    assert 'lower is better' in page and 'Measures: quality' in page and 'only opponent' not in page and '<h2>Results' not in page
+    line = front_line('tiny', tmp_path)
+    assert line['answer'].startswith('**helps**: rmsprop_full against adam_full, KID[rand] -0.3000 [') and line['n'] == '64' and line['constant predictor'] == '-'
+
+
+def test_nothing_to_collect(tiny_study, in_process, tmp_path):
+    runs = tiny_study('finish(run_dir)')
+    studies.run_study('tiny', 'smoke', runs=runs)
+    with pytest.raises(UserError, match='neither predictions.csv nor measures.csv'): collection.collect('tiny', tmp_path/'out', runs)
+    assert not (tmp_path/'out').exists()
+
+
+def test_front_table_with_and_without_results(tmp_path):
+    from gansynth.catalogue import STUDIES
+    from gansynth.report import front_table, study_table
+    empty = front_table(tmp_path).splitlines()
+    assert len([l for l in empty if 'no committed result yet' in l]) == len(STUDIES) == 5 and 'No committed result' in study_table('nih_pneumonia', tmp_path)
+    shutil.copytree(ROOT/'results'/'nih_pneumonia', tmp_path/'nih_pneumonia')
+    head = load_json(tmp_path/'nih_pneumonia'/'contrast.json')
+    line = next(l for l in front_table(tmp_path).splitlines() if 'nih_pneumonia' in l)
+    assert f"{head['difference']:+.3f} [{head['low']:+.3f}, {head['high']:+.3f}]" in line and f"{head['n_images']} of {head['n_patients']} patients" in line
+    save_json(head | dict(verdict=dict(word='hurts', sentence='')), tmp_path/'nih_pneumonia'/'contrast.json')
+    assert 'no benefit shown: it hurts' in front_table(tmp_path)
+
+
+def test_committed_results_still_load(tmp_path):
+    "Of before there were questions: no contrasts.csv, measures.csv, arms.csv."
+    from gansynth.report import make_report
+    from gansynth.tables import Results, published_table
+    for folder in {p.parent for p in ROOT.glob('results/*/contrast.json')}:
+        assert '<h2>Published and measured' in make_report(folder, tmp_path/'index.html').read_text() and len(published_table(Results(folder)))
+
+
+def test_published_table(tiny_study, in_process, tmp_path):
+    from gansynth.tables import Results, published_table
+    runs = run_many(tiny_study, dict(raw=.4, gan_aug=1.), seeds=(0, 1))
+    r = Results(collection.collect('tiny', tmp_path/'out', runs))
+    auroc, accuracy = published_table(r).reset_index().to_dict('records')
+    mean = r.table[(r.table.seed == 'mean') & (r.table.arm == 'raw')].set_index('metric')
+    assert (auroc['arm'], auroc['published'], accuracy['published']) == ('raw', '0.7000', '0.80')
+    assert accuracy['measured [95 % interval]'] == '{value:.3f} [{low:.3f}, {high:.3f}]'.format(**mean.loc['accuracy'])
+    assert accuracy['n (published / here)'] == '99 / 160' and accuracy['constant predictor (published / here)'] == '0.600 / 0.500'
+
+
+@pytest.mark.parametrize('study', ['covid_ct', 'bone_fracture', 'lung_optimizers', 'pneumonia_transfer'])
+def test_every_study_can_be_named(tmp_path, study, capsys):
+    from gansynth.cli import main
+    for command in (('report', study, '--out', tmp_path/'r'), ('collect', study, '--to', tmp_path/'r')):
+        assert main([*map(str, command), '--runs', str(tmp_path)]) == 1 and f'start one with `gansynth run {study}`' in capsys.readouterr().err

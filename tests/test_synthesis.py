@@ -10,12 +10,12 @@ from conftest import gansynth, snapshot
 from PIL import Image
 
 from gansynth.calibration import contrasts
-from gansynth.classifiers import predict
-from gansynth.core import UserError
+from gansynth.classifier_training import predict
+from gansynth.core import UserError, load_json, save_json
 from gansynth.data import load, split
 from gansynth.evaluation import auroc
 from gansynth.gan_training import train_gan
-from gansynth.regimes import gan_aug
+from gansynth.regimes import make_arm
 from gansynth.synthesis import Synthetic, at_least, at_random, compose, diverse, examine, export_set, load_set, near_copies, no_near_copies, realism, synthesise, top
 
 PASS = dict(verdict='PASS', words='No memorisation detected at this power.')
@@ -141,7 +141,8 @@ def test_nothing_is_overwritten(tmp_path, pool):
     assert snapshot(tmp_path) == before
 
 
-@pytest.mark.parametrize('harm, says', [('image', '1 images were changed'), ('table', 'lineage.parquet was changed'), ('card', 'no card of a synthetic set'), ('no card', 'no such file')])
+@pytest.mark.parametrize('harm, says', [('image', '1 images were changed'), ('table', 'lineage.parquet was changed'), ('card', 'no card of a synthetic set'), ('no card', 'no such file'),
+                                        ('class', 'card.json says class .another.'), ('seed', 'another generator or seed'), ('lost', '1 images are missing')])
 def test_changed_sets_are_refused(tmp_path, pool, harm, says):
     folder = export_set(at_random(3)(pool), tmp_path/'set', PASS)
     if harm == 'image':
@@ -149,6 +150,8 @@ def test_changed_sets_are_refused(tmp_path, pool, harm, says):
     if harm == 'table': pd.read_parquet(folder/'lineage.parquet').assign(synthetic=False).to_parquet(folder/'lineage.parquet')
     if harm == 'card': (folder/'card.json').write_text('{}')
     if harm == 'no card': (folder/'card.json').unlink()
+    if harm in ('class', 'seed'): save_json(load_json(folder/'card.json') | ({'class_name': 'another'} if harm == 'class' else {'seed': 99}), folder/'card.json')
+    if harm == 'lost': next(folder.rglob('*.png')).unlink()
     with pytest.raises(UserError, match=says): load_set(folder)
 
 
@@ -241,7 +244,7 @@ def test_a_planted_oracle_beats_the_random_choice(experiment):
     for seed in range(5):
         rules = dict(random=at_random(n, seed), oracle=top(n, 'oracle'), same=at_random(n, seed))
         for arm, rule in rules.items():
-            net, _, _ = select_images.train_classifier(gan_aug(few.train, rule(pool)), few.valid, seed, **SMALL)
+            net, _, _ = select_images.train_classifier(make_arm('gan_aug', few.train, [rule(pool)]).stages[0], few.valid, seed, **SMALL)
             rows.append(pd.DataFrame(dict(image_id=test.ids, patient_id=test.patients, label=test.labels, probability=predict(net, test.images), arm=arm, seed=seed)))
     preds, gan_of = pd.concat(rows), {s: s//2 for s in range(5)}
     words = contrasts(preds, 'random', B=300, gan_of=gan_of).set_index('arm').word.to_dict()
