@@ -33,7 +33,7 @@ STUDIES = {'nih_pneumonia': dict(
           'oversample': 'images of the rare class repeated', 'classic_aug': 'real images, shifted, turned and brightened', 'gan_classic': 'real and synthetic images, both augmented',
           'untrained_classic': 'control: augmented, with images of a generator that has learnt nothing'},
     questions=[('gan_aug', CHEAP), ('gan_aug', ('raw',)), ('gan_aug_matched', ('raw',)), ('gan_classic', CHEAP)],
-    shares={'GAN': .2, 'classifiers': .8},
+    data=('nih', ''), shares={'GAN': .2, 'classifiers': .8},
     profiles={
         'smoke': {},
         'quick': dict(data='phantom:n_patients=600', image_size=32, gan_steps=450, gan_batch=16, n_synthetic=400, clf_batch=48, n_epoch=8, steps_per_epoch=10, lr_steps=16, n_boot=2000,
@@ -55,8 +55,13 @@ STUDIES['covid_ct'] = dict(
         'gan_classic': 'real and GAN images, flipped and turned', 'synth_only': 'GAN images only'}.items()} | {'covid_cnn/leak_drill': 'small CNN: GANs that saw the test part, on purpose'},
     questions=[(f'{n}/{a}', tuple(f'{n}/{b}' for b in bases)) for n in CT for a, bases in (
         ('gan_aug', ('raw', 'classic_aug')), ('gan_classic', ('raw', 'classic_aug')), ('gan_aug', ('raw',)), ('conditional_aug', ('raw',)))],
-    shares={'GAN': .5, 'classifier': .5},
-    profiles={'smoke': {}, 'quick': dict(n_boot=2000), 'paper': dict(n_boot=2000)})
+    data=('covid_ct', ''), shares={'GAN': .55, 'classifiers': .45},
+    profiles={
+        'smoke': {},
+        'quick': dict(data='phantom:n_patients=300,prevalence=.47', image_size=64, gan='lung_rmsprop', gan_lr=2e-4, networks='covid_cnn,resnet18', arms='raw,classic_aug,gan_aug,gan_classic,synth_only,leak_drill', gan_steps=400, gan_batch=16, n_snapshots=4,
+                      n_watch=64, n_synthetic=250, clf_batch=32, n_epoch=10, steps_per_epoch=16, lr_steps=30, n_boot=2000),
+        'paper': dict(data='phantom:n_patients=345,prevalence=.47', image_size=256, gan='covid_ct', networks='covid_cnn,vgg16,resnet50', weights='imagenet', plan='study', published_stop=True, gan_steps=33000, gan_batch=32, n_snapshots=11,
+                      keep_generators=True, n_watch=200, n_synthetic=250, n_conditional=2000, clf_batch=32, n_epoch=150, vgg_epochs=150, resnet_epochs=50, steps_per_epoch=14, n_boot=2000)})
 
 # %% ../nbs/68_catalogue.ipynb #80eb47a0
 STUDIES['bone_fracture'] = dict(
@@ -69,7 +74,7 @@ STUDIES['bone_fracture'] = dict(
     arms={'real': 'experiment 1: real images only', 'classic_aug': 'experiment 2: real images, zoomed and flipped', 'gan_aug': 'experiment 3: real and synthetic images',
           'warm_start': 'experiment 4: synthetic images, then real ones', 'real_warm_start': 'control: real images for the steps of experiment 4'},
     questions=[('warm_start', ('real_warm_start',)), ('gan_aug', ('real', 'classic_aug')), ('warm_start', ('real',)), ('classic_aug', ('real',))],
-    shares={'GAN': .5, 'classifier': .5},
+    data=('fracture', ''), shares={'GAN': .5, 'classifier': .5},
     profiles={'smoke': {}, 'quick': dict(n_boot=2000), 'paper': dict(n_boot=2000)})
 
 # %% ../nbs/68_catalogue.ipynb #9185c1fc
@@ -83,14 +88,14 @@ STUDIES['lung_optimizers'] = dict(
     arms={'adam_half': 'Adam, half of the epochs', 'adam_full': 'Adam, all epochs', 'rmsprop_half': 'RMSprop, half of the epochs', 'rmsprop_full': 'RMSprop, all epochs',
           'real': 'training images in place of drawn ones', 'constant': 'the mean training image, repeated'},
     questions=[('rmsprop_full', ('adam_full',))],
-    shares={'GAN': 1.},
+    data=('medmnist', 'pneumoniamnist.'), shares={'GAN': 1.},
     profiles={'smoke': {},
         'quick': dict(data='phantom:n_patients=800,prevalence=.8', published_parts=True, epochs=100, batch=256, n_draw=2000, n_boot=2000),
         'paper': dict(data='phantom:n_patients=2000,prevalence=.8', published_parts=True, epochs=100, batch=256, n_draw=2000, n_boot=2000)})
 
 # %% ../nbs/68_catalogue.ipynb #2cdbd663
 NETS = {'resnet50': 'ResNet50', 'deit_tiny': 'DeiT', 'resnet18': 'ResNet18'}
-STARTS = {'scratch': 'scratch', 'imagenet': 'ImageNet', 'domain': 'ChestMNIST'}
+STARTS = {'scratch': 'scratch', 'imagenet': 'ImageNet', 'domain': 'other chest X-rays'}
 PAIRS = {f'{n}-{s}': f'{net} {start}' for n, net in NETS.items() for s, start in STARTS.items()}
 STUDIES['pneumonia_transfer'] = dict(
     title='PneumoniaMNIST and synthetic X-rays on ResNet50 and DeiT',
@@ -98,13 +103,18 @@ STUDIES['pneumonia_transfer'] = dict(
     shows='as many synthetic X-rays as real ones added to training, against real ones only',
     source='team 11, project report on PneumoniaMNIST with CycleGAN X-rays',
     published_data='PneumoniaMNIST', published_n=ACCURACIES['pneumonia_transfer'][0], published_constant=ACCURACIES['pneumonia_transfer'][1], decimals=4, metric='accuracy',
-    published=printed('pneumonia_transfer', {v: f'{k}/' for k, v in PAIRS.items() if 'ResNet18' not in v}, 'real'),
+    published=printed('pneumonia_transfer', {v.replace(STARTS['domain'], 'ChestMNIST'): f'{k}/' for k, v in PAIRS.items() if 'ResNet18' not in v}, 'real'),
     arms={f'{k}/{a}': f'{v}: {text}' for k, v in PAIRS.items() for a, text in {
         'real': 'real images only', 'synth_only': 'synthetic images only', 'mix_100': 'as many synthetic images as real ones', 'mix_200': 'twice as many', 'mix_300': 'three times as many',
-        'synth_finetune': 'real images, then synthetic ones', 'warm_start': 'synthetic images, then real ones'}.items()},
+        'synth_finetune': 'real images, then synthetic ones', 'warm_start': 'synthetic images, then real ones', 'oversample': 'real images, the rarer class repeated', 'classic_aug': 'real images, shifted and turned', 'class_weights': 'real images, errors on the rarer class weigh more'}.items()},
     questions=[(f'{k}/{a}', (f'{k}/real',)) for k in PAIRS for a in ('mix_100', 'mix_300', 'synth_finetune', 'warm_start')],
-    shares={'GAN': .3, 'classifier': .7},
-    profiles={'smoke': {}, 'quick': dict(n_boot=2000), 'paper': dict(n_boot=2000)})
+    data=('medmnist', 'pneumoniamnist.'), shares={'GAN': .25, 'classifiers': .75},
+    profiles={
+        'smoke': {},
+        'quick': dict(data='phantom:n_patients=500,prevalence=.5', domain_data='phantom:n_patients=300,prevalence=.5,seed=4242', gan_steps=400, gan_batch=32, gan_lr=2e-4, networks='resnet18', domain_epochs=8, domain_steps=8,
+                      clf_batch=64, n_epoch=6, steps_per_epoch=20, lr=5e-4, n_boot=2000),
+        'paper': dict(data='phantom:n_patients=1700,prevalence=.7', domain_data='phantom:n_patients=20000,prevalence=.5,seed=4242', gan_steps=6000, gan_batch=128, gan_lr=2e-4, networks='resnet50,deit_tiny', initialisations='scratch,imagenet,domain', input_size=224,
+                      domain_epochs=100, domain_steps=613, clf_batch=128, n_epoch=50, steps_per_epoch=37, n_boot=2000)})
 
 # %% ../nbs/68_catalogue.ipynb #0acfdba5
 def find_study(name): # of a study

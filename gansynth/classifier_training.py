@@ -287,9 +287,10 @@ def train_classifier(arm, valid, network='resnet34', plan='one_cycle', # Arm; Im
     "A `Trained` classifier: weights and order of batches follow from `seed`. Raises UserError when an input is wrong or the loss diverges."
     plan, device, size, each = find_plan(plan), torch.device(device), valid.images.shape[1], n_epoch*steps_per_epoch
     counts, precision = stage_epochs(arm.stages, n_epoch), pick_precision(precision, device)
+    config = asdict(plan) | dict(network=network, size=size, n_epoch=n_epoch, steps=steps_per_epoch, bs=bs, seed=seed, device=device.type, precision=precision, net={k: v for k, v in net.items() if k != 'weights'})
     set_seed(seed)
     net = Precision(build_classifier(network, size, **net), precision).to(device, memory_format=torch.channels_last)
-    config = asdict(plan) | dict(network=network, size=size, n_epoch=n_epoch, steps=steps_per_epoch, bs=bs, seed=seed, device=device.type, precision=precision, net=repr(net), start=hash_of([float(p.detach().double().abs().sum()) for p in net.parameters()]))
+    config |= dict(start=hash_of([float(p.detach().double().abs().sum()) for p in net.parameters()]))
     place = place_of(arm, valid, config) if folder == 'cache' else None
     if place and (found := recall(place, net, arm, network)): return found
     tables, steps = [], 0

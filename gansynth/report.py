@@ -58,7 +58,7 @@ def limits(r): # Results
     "Sentences on what these results do not show, computed from the record."
     p, out = r.provenance, unequal_steps(r)
     if p['data']['source']['kind'] == 'phantom': out.append('The images are phantoms, drawn by a program: physics for testing, never medical evidence.')
-    else: out.append(f"The images are {p['substitution']}: the published figures were measured on other images.")
+    else: out.append(f"The images are {p['substitution']}"+(': the published figures were measured on other images.' if ' in place of ' in p['substitution'] else '.'))
     if len(p['seeds']) < 5: out.append(f"{len(p['seeds'])} seed{'s'*(len(p['seeds']) > 1)}: an indication. A report wants 5, a claim 10 seeds and 3 generators.")
     if p['profile'] == 'smoke': out.append('Profile smoke only proves that everything is connected; its figures mean nothing.')
     out += not_run(r)

@@ -58,12 +58,13 @@ def from_covid_ct(path, patients='', classes=''):
         folder = next((f for f in sorted(path.rglob(f'CT_{label}')) if f.is_dir()), None)
         if not folder: raise UserError(f'{path}: no folder CT_{label} below it; expected Images/CT_COVID and Images/CT_NonCOVID')
         t = read_table(f, columns) if (f := next(path.rglob(info), None)) else pd.DataFrame(columns=columns)
-        who = {n.replace('%', '_'): p.strip() for n, p in zip(t[columns[0]], t[columns[1]])}
+        t = t.rename(columns=dict(zip(columns, ('image', 'who')))).rename(columns={'Gender': 'sex', 'Age': 'age'}).reindex(columns=['image', 'who', 'sex', 'age'], fill_value='')
+        known = {n.replace('%', '_'): (p.strip(), *facts) for n, p, *facts in t.itertuples(index=False)}
         part = {n.strip(): p for q, p in (('train', 'train'), ('val', 'valid'), ('test', 'test')) if (f := next(path.rglob(f'{q}CT_{label}.txt'), None)) for n in f.read_text(encoding='utf-8').splitlines()}
         files, base = list_files(folder), folder.relative_to(path).as_posix()
         if lost := sorted(set(part)-set(files)): raise UserError(f'{path}: the split lists name {len(lost)} images that are not in {base}, e.g. {lost[0]}')
-        rows += [(f'CT_{label}/{f}', label, who.get(f.replace('%', '_'), ''), part.get(f, ''), f'{base}/{f}') for f in files]
-    t = pd.DataFrame(rows, columns=['id', 'label', 'patient', 'part', 'file'])
+        rows += [(f'CT_{label}/{f}', label, *known.get(f.replace('%', '_'), ('', '', '')), part.get(f, ''), f'{base}/{f}') for f in files]
+    t = pd.DataFrame(rows, columns=['id', 'label', 'patient', 'sex', 'age', 'part', 'file'])
     notes = ['Slices were cut out of publications; their file format differs between the classes.']
     return Listing(t, ('NonCOVID', 'COVID'), str(path), positive='COVID', source=dict(kind='covid_ct', name=path.name, notes=notes))
 

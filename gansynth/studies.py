@@ -238,8 +238,10 @@ def keep_earlier(folder): # of a run
 
 # %% ../nbs/70_studies.ipynb #55706e43
 def substitution(study, record): # description; record of a run
-    "What stands in for the published data, for figures and tables."
+    "The data, and what they stand in for where they are not the published ones; for figures and tables."
     s = record['data']['source']
     name = 'phantom images (physics for testing, no medical evidence)' if s['kind'] == 'phantom' else s['name']
     size = f"{record['data']['image_size']}x{record['data']['image_size']}"
-    return f"{name}, {size}, in place of {study['published_data']}"
+    kind, start = study.get('data', ('', ''))
+    same = s['kind'] == kind and str(s['name']).startswith(start)
+    return f"{name}, {size}"+(", the study's own data" if same else f", in place of {study['published_data']}")

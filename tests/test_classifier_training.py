@@ -9,6 +9,7 @@ from torchvision.transforms.v2 import functional as TF
 
 from gansynth import classifier_training as ct
 from gansynth.classifier_training import Arm, Plan, Stage, classic, find_plan, schedule, stage_epochs, train_classifier
+from gansynth.classifiers import save_classifier
 from gansynth.core import UserError, cache_folder
 from gansynth.data import load, split
 
@@ -98,6 +99,16 @@ def test_cache_is_asked_first_and_knows_what_matters(arm, parts, monkeypatch):
     for other, kw in ((Arm('raw', (replace(stage, images=pixels),)), {}), (Arm('raw', (replace(stage, labels=stage.labels[::-1].copy()),)), {}), (replace(arm, loss='focal'), {}), (replace(arm, augment='chest', strength=.5), {}),
                       (replace(arm, mixup=.2), {}), (Arm('raw', (replace(stage, deck=np.arange(20)),)), {}), (arm, dict(seed=1)), (arm, dict(n_epoch=2)), (arm, dict(plan=replace(PLAN, wd=.5))), (arm, dict(bs=4))):
         with pytest.raises(pytest.fail.Exception, match='trained again'): train(other, parts, folder='cache', **kw)
+
+
+def test_cache_tells_frozen_and_resized_networks_apart(arm, parts, tmp_path, monkeypatch):
+    save_classifier(train_classifier(arm, parts.valid, 'resnet18', PLAN, 1, 1, 8, precision='float32').model, tmp_path/'body.safetensors')
+    def again(**net): return train_classifier(arm, parts.valid, 'resnet18', PLAN, 1, 1, 8, precision='float32', folder='cache', weights=str(tmp_path/'body.safetensors'), **net)
+    again()
+    monkeypatch.setattr(ct, 'fit_stage', lambda *a, **k: pytest.fail('trained again'))
+    again()
+    for net in (dict(frozen=True), dict(input_size=48), dict(head='simple')):
+        with pytest.raises(pytest.fail.Exception, match='trained again'): again(**net)
 
 
 def test_a_damaged_cache_is_no_cache(arm, parts):
