@@ -72,10 +72,17 @@ STUDIES['bone_fracture'] = dict(
     published_data='Bone Fracture Multi-Region X-ray', published_n=ACCURACIES['bone_fracture'][0], published_constant=ACCURACIES['bone_fracture'][1], decimals=2, metric='accuracy',
     published=printed('bone_fracture', {'CNN': ''}, 'real'),
     arms={'real': 'experiment 1: real images only', 'classic_aug': 'experiment 2: real images, zoomed and flipped', 'gan_aug': 'experiment 3: real and synthetic images',
-          'warm_start': 'experiment 4: synthetic images, then real ones', 'real_warm_start': 'control: real images for the steps of experiment 4'},
-    questions=[('warm_start', ('real_warm_start',)), ('gan_aug', ('real', 'classic_aug')), ('warm_start', ('real',)), ('classic_aug', ('real',))],
-    data=('fracture', ''), shares={'GAN': .5, 'classifier': .5},
-    profiles={'smoke': {}, 'quick': dict(n_boot=2000), 'paper': dict(n_boot=2000)})
+          'warm_start': 'experiment 4: synthetic images, then real ones', 'real_warm_start': 'control: real images for the steps of experiment 4',
+          'warm_start_equal': 'synthetic images, then real ones, for the steps of experiment 1', 'synth_finetune': 'real images, then synthetic ones', 'synth_only': 'synthetic images only',
+          'class_weights': 'errors on the rarer class weigh more', 'oversample': 'images of the rarer class repeated', 'focal': 'focal loss', 'mixup': 'weighted means of two images',
+          'classic_oversample': 'zoomed and flipped, and the rarer class repeated', 'gan_classic': 'real and synthetic images, both zoomed and flipped', 'untrained_classic': 'control: the same with drawings of untrained generators'},
+    questions=[('warm_start', ('real_warm_start',)), ('gan_aug', ('real', 'class_weights', 'oversample', 'classic_aug', 'mixup', 'focal')), ('warm_start_equal', ('real',)), ('synth_finetune', ('real',)),
+               ('gan_classic', ('classic_aug',)), ('untrained_classic', ('classic_aug',)), ('classic_aug', ('real',))],
+    data=('fracture', ''), shares={'GAN': .7, 'classifiers': .3},
+    profiles={
+        'smoke': {},
+        'quick': dict(image_size=64, gan_steps=200, gan_batch=8, looks=2, n_watch=64, n_synthetic=600, n_epoch=20, steps_per_epoch=30, clf_batch=32, n_boot=2000),
+        'paper': dict(image_size=64, gan_steps=20_000, gan_batch=64, looks=10, n_watch=200, n_synthetic=10_500, n_epoch=20, steps_per_epoch=0, clf_batch=32, n_boot=2000)})
 
 # %% ../nbs/68_catalogue.ipynb #9185c1fc
 STUDIES['lung_optimizers'] = dict(
