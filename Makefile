@@ -7,10 +7,13 @@ export PATH := $(CURDIR)/.venv/bin:$(PATH)
 export PYDEVD_DISABLE_FILE_VALIDATION := 1
 export JUPYTER_PREFER_ENV_PATH := 1
 CHAPTERS := $(filter-out nbs/index.ipynb,$(wildcard nbs/*.ipynb nbs/studies/*.ipynb))
+STUDIES := nih_pneumonia covid_ct bone_fracture lung_optimizers pneumonia_transfer
+DATA ?= ../shared/data
+SEEDS ?= 0 1 2
 QUIET := GANSYNTH_PROGRESS=off PYTHONWARNINGS=ignore
 EXECUTE := $(QUIET) jupyter nbconvert --log-level=ERROR --execute --ExecutePreprocessor.timeout=600 --ExecutePreprocessor.extra_arguments=--log-level=40
 
-.PHONY: help report test lab export render readme bench gpu
+.PHONY: help report test lab export render readme bench results gpu
 help:      ## this list
 	@grep -E '^[a-z]+: .*##' Makefile | sed -E 's/:[^#]*## /\t/' | expand -t 10
 
@@ -42,10 +45,20 @@ bench: .venv/ready   ## speed of the training loops, as ratios measured side by 
 	python tests/bench_classifiers.py
 	python tests/bench_data.py
 
+results: .venv/ready ## the committed results of the five studies again, from the public sets in DATA (hours)
+	@for s in $(SEEDS); do
+	  gansynth run nih_pneumonia --data kermany:$(DATA)/kermany_cxr_224 -p use_failed_audit=true --seed $$s
+	  gansynth run covid_ct --data covid_ct:$(DATA)/covid_ct -p official_split=true -p use_failed_audit=true --seed $$s
+	  gansynth run bone_fracture --data kermany:$(DATA)/kermany_cxr_224 --seed $$s
+	  gansynth run lung_optimizers --data medmnist:$(DATA)/pneumoniamnist --seed $$s
+	  gansynth run pneumonia_transfer --data medmnist:$(DATA)/pneumoniamnist -p domain_data=nih:$(DATA)/nih_chestxray14 -p 'domain_positive=No Finding' --seed $$s
+	done
+	for study in $(STUDIES); do gansynth collect $$study --to results/$$study; done
+
 gpu: .venv/ready     ## on a GPU: the captured step against the eager one, speed, then the published sizes of all five studies
 	@python -m pytest -q tests/test_gan.py -k cuda
 	python tests/bench_gan.py
-	for study in nih_pneumonia covid_ct bone_fracture lung_optimizers pneumonia_transfer; do
+	for study in $(STUDIES); do
 	  gansynth run $$study --profile paper -p device=cuda
 	  gansynth report $$study
 	done

@@ -86,6 +86,9 @@ def open_run(folder, n=None, seed=None): # of a run; images; seed of the noise
     from gansynth.gans import load_gan
     from gansynth.synthesis import synthesise
     folder = Path(folder)
+    if (folder/'run.json').is_file() and not (folder/'generator.safetensors').is_file():
+        kept = ', '.join(sorted(f.name for f in folder.glob('generator*.safetensors'))) or 'none'
+        raise UserError(f'{folder} holds no generator.safetensors (generators there: {kept}): audit and export read runs of nih_pneumonia; what the audit of this run said stands in its audit.json and in the report')
     p, gan = load_json(folder/'run.json')['parameters'], load_gan(folder/'generator.safetensors')
     parts = split(load(p['data'], p['image_size'], p.get('patients', ''), p.get('classes', ''), p.get('positive', '')), p.get('split_seed', 0), p.get('imbalance_ratio', 0.), official=p.get('official_split', False), fraction=p.get('fraction', 1.))
     if parts.manifest['hash'] != gan.lineage['split_hash']: raise UserError(f'{folder}: the data have changed since this run ({p["data"]}); run it again')

@@ -173,6 +173,13 @@ def test_audit_and_export_of_a_run(smoke_run, tmp_path):
     assert done.returncode == 1 and 'never a validation or test part' in done.stderr
 
 
+def test_runs_of_other_studies_are_told_where_their_audit_is(smoke_run, tmp_path):
+    for f in ('run.json', 'generator.safetensors'): shutil.copy(smoke_run[1]/f, tmp_path/f.replace('generator.', 'generator_0.'))
+    for command in (('audit', tmp_path), ('export', tmp_path, '--to', tmp_path/'set')):
+        done = gansynth(*command)
+        assert done.returncode == 1 and 'generator_0.safetensors' in done.stderr and 'audit.json' in done.stderr
+
+
 def test_audit_refuses_changed_data(smoke_run, tmp_path):
     runs, run = smoke_run
     other = shutil.copytree(run, tmp_path/'run')
