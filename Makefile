@@ -23,7 +23,7 @@ report: .venv/ready  ## run the study at profile quick and write report/index.ht
 
 test: .venv/ready    ## chapters, front page and tests
 	@OMP_NUM_THREADS=1 $(QUIET) nbdev_test --n_workers 2 --do_print
-	python -m pytest -q tests
+	OMP_NUM_THREADS=1 python -m pytest -q -n 2 --dist loadfile tests
 
 lab: .venv/ready     ## JupyterLab on the front page
 	@jupyter lab index.ipynb

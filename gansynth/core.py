@@ -95,6 +95,7 @@ def set_seed(seed): # 0 .. 2**31-1
     random.seed(seed); np.random.seed(seed); torch.manual_seed(seed)
     os.environ.setdefault('CUBLAS_WORKSPACE_CONFIG', ':4096:8') # what CUDA needs for it
     torch.use_deterministic_algorithms(True, warn_only=True)
+    torch.utils.deterministic.fill_uninitialized_memory = False # it would write every new tensor twice
 
 # %% ../nbs/00_core.ipynb #74fe3bc0
 def pick_device(name='auto'): # 'auto', 'cpu' or 'cuda'
