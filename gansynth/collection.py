@@ -5,10 +5,10 @@
 # %% auto #0
 __all__ = ['MEASURES', 'complete_runs', 'group', 'gather', 'answerable', 'answer', 'judged', 'check_measures', 'pool', 'paired',
            'answer_measure', 'plot_answers', 'shown_arms', 'named', 'provenance', 'save_table', 'keep_figure',
-           'collect_predictions', 'as_headline', 'collect']
+           'may_leave', 'collect_predictions', 'as_headline', 'collect']
 
 # %% ../nbs/72_collection.ipynb #f1784023
-import shutil
+import json, shutil
 from pathlib import Path
 
 import numpy as np
@@ -164,6 +164,11 @@ def keep_figure(fig, path):
     with atomic(path) as f: fig.savefig(f, dpi=96, bbox_inches='tight', metadata={'Software': None})
     plt.close(fig)
 
+def may_leave(figure, audit): # PNG; what done.json says of the privacy audit
+    "Whether a figure may go where everybody sees it: no pixel of a real image, no generated image after a failed audit, less than 100 kB."
+    kind = figure.name.split('_')[0]
+    return (kind == 'curve' or kind == 'generated' and '"FAIL"' not in json.dumps(audit)) and figure.stat().st_size < 100_000
+
 # %% ../nbs/72_collection.ipynb #347e8bc7
 def collect_predictions(study, records, out, words): # description; runs; folder; what the images are
     "Write results.csv, subgroups.csv, curve_roc.png and, with two answers, curve_answers.png; returns the answers. Raises UserError."
@@ -199,8 +204,9 @@ def collect(name, out, runs=None, pixels=True): # study; folder to write; folder
     save_table(None if m is None else pool(m), out/'measures.csv')
     save_table(gather(records, 'arms.csv'), out/'arms.csv')
     save_json(as_headline(study, rows), out/'contrast.json')
-    for pattern in ['*.png'] if pixels else ['curve_*.png', 'generated_*.png']:
-        for f in sorted((records[-1]['folder']/'figures').glob(pattern)):
-            with atomic(out/'figures'/f.name) as tmp: shutil.copyfile(f, tmp)
+    audit = load_json(records[-1]['folder']/'done.json').get('audit')
+    for f in sorted((records[-1]['folder']/'figures').glob('*.png')):
+        if not pixels and not may_leave(f, audit): continue
+        with atomic(out/'figures'/f.name) as tmp: shutil.copyfile(f, tmp)
     save_json(provenance(name, records), out/'provenance.json')
     return out

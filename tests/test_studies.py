@@ -346,7 +346,7 @@ def test_questions_opponents_and_holm(tiny_study, in_process, tmp_path):
     assert t.accuracy_difference[0] == pytest.approx(right['difference'], abs=1e-6)
     assert t.p_holm.tolist() == pytest.approx(holm(t.p), abs=1e-6) and (t.p_holm > t.p).any()
     assert t.word[1] == 'helps' and t.word[2] != 'helps' and head['base'] == 'oversample' and head['verdict']['sentence'] == t.sentence[0]
-    assert {p.name for p in (out/'figures').iterdir()} == {'curve_a.png', 'generated_b.png', 'curve_roc.png', 'curve_answers.png'}
+    assert {p.name for p in (out/'figures').iterdir()} == {'curve_a.png', 'curve_roc.png', 'curve_answers.png'}       # an audit failed: no drawings
     r = Results(out)
     from gansynth.report import limits, make_report
     said = ' '.join(limits(r))
@@ -355,6 +355,14 @@ def test_questions_opponents_and_holm(tiny_study, in_process, tmp_path):
     page = make_report(out, tmp_path/'index.html').read_text()
     assert page.count('class=failed') == 4 and 'Measures: quality (n = 50, 3 seeds' in page and page.index('<th>AUROC') < page.index('oversample</td>')       # five arms: a row each
     assert load_json(out/'provenance.json')['generators'] == ['ill: '+'a'*64]*3
+
+
+def test_what_may_leave(tmp_path):
+    "Small curves always, small drawings unless an audit failed, real images never."
+    files = {n: tmp_path/f'{n}.png' for n in ('curve_a', 'generated_b', 'real', 'real_and_synthetic', 'curve_large')}
+    for n, f in files.items(): f.write_bytes(b'0'*(100_000 if n == 'curve_large' else 9))
+    for audit, want in ((None, {'curve_a', 'generated_b'}), (dict(verdict='PASS'), {'curve_a', 'generated_b'}), (dict(verdict='FAIL'), {'curve_a'}), ({'ill': dict(verdict='PASS'), 'well': dict(verdict='FAIL')}, {'curve_a'})):
+        assert {n for n, f in files.items() if collection.may_leave(f, audit)} == want
 
 
 def test_measures_are_pooled_as_scipy_would(tiny_study, in_process, tmp_path):
