@@ -1,21 +1,21 @@
 """Classifier training against fastai from image files and against a plain torchvision loop, taking turns in one run: `make bench`.
 
 A row is {case, variant, reference, ratio, target, limit, rounds} as in bench_gan.py; memory rows hold MB, the row `outside the network` a share of the time."""
-import json, os, platform, subprocess, sys, tempfile
+import subprocess, sys, tempfile
 from functools import partial
 from pathlib import Path
 from statistics import median
 
 import numpy as np
 import torch
-from bench_gan import DEVICE, Files, clocked, forever, peaks, row, turns
+from bench_gan import DEVICE, Files, forever, main, row, turns
 from PIL import Image
 from torch import nn
 from torch.utils.data import DataLoader
 
 from gansynth.classifier_training import Arm, Plan, Stage, Told, fit_stage, make_learner
 from gansynth.classifiers import Precision, build_classifier
-from gansynth.core import environment, has_bf16, pick_precision, root, save_json, set_seed
+from gansynth.core import pick_precision, set_seed
 from gansynth.data import load
 
 PLAN, BS = Plan(lr=1e-3), 64
@@ -122,10 +122,4 @@ def measured(rounds=5):
     for k in (2, 4): yield row('ResNet-18, 28 px, a step', f'{k}x the images', '1x the images', times, target=1)
 
 
-if __name__ == '__main__':
-    before, found = os.getloadavg()[0], peaks()
-    machine = environment(DEVICE) | dict(processor=platform.processor(), bfloat16=has_bf16(DEVICE), load_before=round(before, 2), contended=bool(before > .7 and DEVICE.type == 'cpu'), gflops=found)
-    print(json.dumps(machine, indent=1))
-    rows = list(measured())
-    print('CONTENDED: do not quote' if machine['contended'] else '')
-    save_json(dict(machine=machine, rows=rows), root()/'results'/('bench_classifiers.json' if DEVICE.type == 'cpu' else 'bench_classifiers_gpu.json'))
+if __name__ == '__main__': main(measured, 'bench_classifiers')

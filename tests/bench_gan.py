@@ -20,7 +20,7 @@ from gansynth.gans import draw, noise, to_unit
 from gansynth.generators import PAIRS, build_pair
 from gansynth.recipes import Training, find_recipe, gan_step
 
-DEVICE = torch.device('cuda' if torch.cuda.is_available() else 'cpu')
+DEVICE, PEAKS = torch.device('cuda' if torch.cuda.is_available() else 'cpu'), {}
 NETWORKS = {'study 1, 64 px': ('dcgan', 64), 'study 4, 28 px': ('lung_adam', 28)}
 TARGETS = {'study 1, 64 px': ((2.5, 3.2), (2.5, None)), 'study 4, 28 px': ((2.5, 4.2), (3.3, 5.8))} if DEVICE.type == 'cpu' else {'study 1, 64 px': ((10, None), (None, None)), 'study 4, 28 px': ((None, None), (None, None))}
 
@@ -189,10 +189,15 @@ def measured(rounds=5):
         print(f'{case}: {256/clocked(lambda n: draw(fast, noise(256, 100, 0)), 1):.0f} images/s drawn')
 
 
-if __name__ == '__main__':
-    before, PEAKS = os.getloadavg()[0], peaks()
+def main(measured, name): # function that yields rows, once PEAKS is known; file below results/, without .json
+    "Measure, print and write; a contended machine is marked."
+    before = os.getloadavg()[0]
+    PEAKS.update(peaks())
     machine = environment(DEVICE) | dict(processor=platform.processor(), bfloat16=has_bf16(DEVICE), load_before=round(before, 2), contended=bool(before > .7 and DEVICE.type == 'cpu'), gflops=PEAKS)
     print(json.dumps(machine, indent=1))
     rows = list(measured())
     print('CONTENDED: do not quote' if machine['contended'] else '')
-    save_json(dict(machine=machine, rows=rows), root()/'results'/('bench_gan.json' if DEVICE.type == 'cpu' else 'bench_gan_gpu.json'))
+    save_json(dict(machine=machine, rows=rows), root()/'results'/(f'{name}.json' if DEVICE.type == 'cpu' else f'{name}_gpu.json'))
+
+
+if __name__ == '__main__': main(measured, 'bench_gan')
