@@ -33,7 +33,7 @@ def complete_runs(name, runs=None): # study; folder of all runs
 def group(records, name='STUDY'): # of complete_runs; the study, for the message
     "Those that equal the latest in all but the seed; of one seed the latest, since a change of the code is a run of its own. Raises UserError."
     if not records: raise UserError(f'no complete run yet: start one with `gansynth run {name}`')
-    def sort(r): return hash_of([{k: v for k, v in r['parameters'].items() if k not in ('seed', 'data', 'patients')}, r['data']['hash'], r['profile']])
+    def sort(r): return hash_of([{k: v for k, v in r['parameters'].items() if k not in ('seed', 'data', 'patients', 'domain_data')}, r['data']['hash'], r['data'].get('domain'), r['profile']])
     newest = {r['parameters'].get('seed', 0): r for r in records if sort(r) == sort(records[-1])}
     return [newest[s] for s in sorted(newest)]
 

@@ -218,12 +218,12 @@ def refuse_unfit(data): # Images
 
 # %% ../nbs/11_data.ipynb #82bccba5
 def split(data, seed=0, imbalance_ratio=0., log=None, # Images; split seed; negatives for each positive in train and valid; file that records readings of the test part
-          official=False, fraction=1., strict=False): # keep the division that came with the set; share of patients in train and valid; refuse near duplicates across parts
+          official=False, fraction=1., strict=False, look=True): # keep the division that came with the set; share of patients in train and valid; refuse near duplicates across parts; count them (not needed where an earlier call did)
     "Split by patient 80:10:10, or as the set came; raises UserError when a rule of this chapter is broken."
     refuse_unfit(data)
     if not official: data = replace(data, patients=join_duplicates(data.patients, data.hashes))
     part = official_parts(data, seed) if official else split_parts(data.patients, data.labels, seed)
-    near = near_across(data, part) if strict or len(data) <= NEAR_LIMIT else None
+    near = near_across(data, part) if strict or look and len(data) <= NEAR_LIMIT else None
     if strict and len(near): raise UserError(f'{len(near)} pairs of images in different parts look alike, e.g. {near.a[0]} ({near.part_a[0]}) and {near.b[0]} ({near.part_b[0]}): leave one of each out, give them one patient, or leave strict out')
     parts = {k: data.take(part == k) for k in ('train', 'valid', 'test')}
     for k in ('train', 'valid'): parts[k] = fraction_of(rebalance(parts[k], imbalance_ratio, seed), fraction, seed)

@@ -80,7 +80,7 @@ CAPTIONS = {'curve_roc': 'ROC curves on the test part: thin for each seed, thick
             'real': 'Images of the training part.', 'real_and_synthetic': 'Images of the positive class in the training part, and synthetic ones.', 'generated_history': 'The same noise while the generator learns.',
             'curve_gan_losses': 'Losses of the generator and the discriminator.', 'curve_classifiers': 'Learning-rate finder and loss curves of the classifiers.', 'curve_threshold': 'Sensitivity and specificity on the validation part, against the threshold.', 'curve_probe': 'Can a simple reader tell synthetic images from real ones?'}
 
-GROUPS = 'AUROC in groups of the test part, mean over seeds [95 % interval over seeds and patients]. Of several groups one or two look different by chance: a difference is a question for the next study, not a finding of this one.'
+GROUPS = 'AUROC in groups of the test part, mean over seeds [95 % interval over seeds and patients]. Of several groups one or two look different by chance: a difference is a question for the next study, not a finding of this one. Groups with fewer than ten patients of the rarer class have no number and are left out.'
 
 # %% ../nbs/80_report.ipynb #6780dc31
 def figure(path): # PNG
@@ -105,7 +105,7 @@ def results_part(r): # Results
     out += [f"<p class='small'>{e(caption(r))}</p>"]
     if r.study['published']: out += ['<h2>Published and measured</h2>', table_html(published_table(r)), f"<p class='small'>Published figures: {e(r.study['published_data'])}; n and constant predictor as printed, or as they follow from the text. {e(said)}</p>"]
     if len(answers): out += ['<h2>Questions and answers</h2>', table_html(answers), "<p class='small'>The questions were written down before the runs. p is adjusted by Holm's method over all of them.</p>"]
-    if r.groups is not None: out += ['<h2>For whom?</h2>', table_html(groups_table(r), ''), f"<p class='small'>{e(GROUPS)}</p>"]
+    if r.groups is not None and r.groups.auroc.notna().any(): out += ['<h2>For whom?</h2>', table_html(groups_table(r), ''), f"<p class='small'>{e(GROUPS)}</p>"]
     return out
 
 def records_part(r): # Results
@@ -135,7 +135,7 @@ def front_line(name, results): # of a study; folder of all results
     c, p = r.contrast, r.provenance
     n = '{n_images} of {n_patients} patients'.format(**r.table.iloc[0]) if len(r.table) else str(c.get('n_images') or '-')
     many = c['metric'] in METRICS
-    how = f": {c['arm']} against {c['base']}, {METRICS.get(c['metric'], c['metric'])} {signed(c['difference'], c['low'], c['high'], '+.3f' if many else '+.4f')}" if c['arm'] else ': its arms were not run'
+    how = f": {c['arm']} against {c['base']}, {METRICS.get(c['metric'], c['metric'])} {signed(c['difference'], c['low'], c['high'], '+.3f' if many else '+.3g')}" if c['arm'] else ': its arms were not run'
     if missing := missing_opponents(r): how += f" (not run: {', '.join(missing)})"
     return line | {'images': p['substitution'], 'n': n, 'seeds': len(p['seeds']), 'profile': p['profile'], 'answer': f"**{WORDS[c['verdict']['word']]}**{how}",
                    'constant predictor': f"accuracy {with_interval(measured(r, 'constant', 'accuracy')[0])}" if len(r.table) else '-'}

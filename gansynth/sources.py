@@ -150,10 +150,12 @@ def read_medmnist(path): # .npz file
 # %% ../nbs/08_sources.ipynb #378f3c7a
 def from_medmnist(path, patients='', classes=''):
     "A file in MedMNIST format at any size, a folder that holds one, or the name of a MedMNIST set."
-    if Path(path).is_dir(): path = find_one(path, '*.npz'); patients = patients or next(iter(path.parent.glob(f'{path.stem}_patient_map.csv')), '')
+    if Path(path).is_dir(): path = find_one(path, '*.npz')
     elif not Path(path).is_file():
         if Path(path).suffix or os.sep in str(path): raise UserError(f'no such file: {path}')
         path = fetch_medmnist(str(path))
+    beside = Path(path).with_name(f'{Path(path).stem}_patient_map.csv')
+    patients = patients or (beside if beside.is_file() else '')
     parts = list(read_medmnist(path))
     top = max(y.max() if y.shape[1] == 1 else y.shape[1]-1 for _, _, y in parts)
     order = tuple(c.strip() for c in classes.split(',')) if classes else next((v for k, v in MEDMNIST.items() if Path(path).stem.startswith(k)), tuple(f'class {i}' for i in range(top+1)))

@@ -93,7 +93,7 @@ def parse_parameters(schema, items): # {name: Parameter}; texts 'name=value'
     return out
 
 # %% ../nbs/70_studies.ipynb #7aa562c7
-NOT_IN_KEY = ('eda', 'datasheet', 'catalogue', 'studies', 'collection', 'tables', 'report', 'cli', '_modidx', '__init__')
+NOT_IN_KEY = ('eda', 'datasheet', 'catalogue', 'studies', 'collection', 'tables', 'report', 'cli', '_modidx', '__init__', 'sheets', 'widgets', 'shelf', 'pools', 'charts', 'designs', 'workers', 'comparisons', 'cells', 'planning', 'findings', 'claims', 'answers', 'grid') # what only looks at results, or serves other studies
 
 def code_hash():
     "Hash of the modules that can change a result."
@@ -105,10 +105,12 @@ def source_hash(path): # a notebook
 
 def check_data(params): # of a run; those that describe data are optional
     "(parameters with absolute paths, manifest of the split): loads and splits before a kernel starts, so that bad data is refused early."
-    p = dict(params) | {'data': absolute_spec(params['data'])}
+    p = dict(params) | {k: absolute_spec(params[k]) for k in ('data', 'domain_data') if params.get(k)}
     if p.get('patients'): p['patients'] = str(Path(p['patients']).resolve())
-    data = load(p['data'], p.get('image_size', 64), p.get('patients', ''), p.get('classes', ''), p.get('positive', ''))
-    return p, split(data, p.get('split_seed', 0), p.get('imbalance_ratio', 0.), official=p.get('official_split', False), fraction=p.get('fraction', 1.), strict=p.get('strict', False)).manifest
+    size = p.get('image_size', 64)
+    data = load(p['data'], size, p.get('patients', ''), p.get('classes', ''), p.get('positive', ''))
+    m = split(data, p.get('split_seed', 0), p.get('imbalance_ratio', 0.), official=p.get('official_split', False), fraction=p.get('fraction', 1.), strict=p.get('strict', False)).manifest
+    return p, m | ({'domain': hash_of(sorted(load(p['domain_data'], size, classes=p.get('domain_classes', ''), positive=p.get('domain_positive', '')).hashes))} if p.get('domain_data') else {})
 
 def commit():
     "The checkout's commit, with '+' when files differ from it; None outside a checkout."
@@ -210,7 +212,7 @@ def run_study(name, profile='quick', given=None, runs=None, force=False): # stud
     study, path = find_study(name), notebook_path(name)
     if profile not in study['profiles']: raise UserError(f'{name} has no profile {profile!r}: {did_you_mean(profile, study["profiles"])}')
     params, manifest = check_data(choose_parameters(read_parameters(path), study['profiles'][profile], given or {}))
-    key = hash_of([name, source_hash(path), code_hash(), {k: v for k, v in params.items() if k not in ('data', 'patients')}, manifest['hash']])
+    key = hash_of([name, source_hash(path), code_hash(), {k: v for k, v in params.items() if k not in ('data', 'patients', 'domain_data')}, manifest['hash'], manifest.get('domain')])
     folder = Path(runs or root()/'runs')/name/f'{profile}-s{params.get("seed", 0)}-{key[:10]}'
     if not force and is_complete(folder, key):
         print(f'{folder}: complete already; nothing to do', file=sys.stderr)

@@ -106,7 +106,7 @@ def answers_table(r): # Results
     out = []
     for q in (q for q in rows if q['arm']):
         name, many = METRICS.get(q['metric'], q['metric']), ' (best of '+', '.join(q['bases'].split())+' on validation)' if len(str(q.get('bases', '')).split()) > 1 else ''
-        cells = {'question': f"{q['arm']} against {q['base']}{many}", 'verdict': WORDS[q['word']], 'difference [95 % interval]': f"{name} {signed(q['difference'], q['low'], q['high'], '+.3f' if q['metric'] in METRICS else '+.4f')}"}
+        cells = {'question': f"{q['arm']} against {q['base']}{many}", 'verdict': WORDS[q['word']], 'difference [95 % interval]': f"{name} {signed(q['difference'], q['low'], q['high'], '+.3f' if q['metric'] in METRICS else '+.3g')}"}
         if 'accuracy_difference' in q: cells['accuracy'] = signed(q['accuracy_difference'], q['accuracy_low'], q['accuracy_high'])
         out.append(cells | {'p (Holm)': with_interval(q.get('p_holm', q.get('p')), form='.4f')})
     return pd.DataFrame(out, columns=None if out else ['question', 'verdict']).set_index('question')
@@ -124,8 +124,9 @@ def measure_tables(r): # Results
 
 # %% ../nbs/78_tables.ipynb #9c3d2990
 def groups_table(r): # Results that have groups
-    "AUROC with its interval in each group, a column for each arm."
+    "AUROC with its interval in each group that has one, a column for each arm."
     g = r.groups.rename(columns={'n_patients': 'patients', 'n_images': 'images', 'n_positive': 'positive images'})
+    g = g[g.groupby(['attribute', 'group']).auroc.transform('count') > 0] # others have no number in any arm
     g = g.assign(cell=[n if pd.isna(v) else with_interval(v, l, h) for v, l, h, n in zip(g.auroc, g.low, g.high, g.note)])
     return g.pivot_table(index=['attribute', 'group', 'patients', 'images', 'positive images'], columns='arm', values='cell', aggfunc='first', sort=False).rename_axis(columns=None)
 

@@ -208,6 +208,14 @@ def test_medmnist_of_any_size(tmp_path, size):
     assert l.arrays.shape == (84, size, size) and l.source['native_size'] == size and l.classes == ('normal', 'pneumonia')
 
 
+def test_medmnist_finds_the_patient_map_beside_it(tmp_path):
+    a = medmnist_arrays()
+    np.savez(tmp_path/'pneumoniamnist.npz', **a)
+    pd.DataFrame([(p, i, f'{p}{i//2}') for p in ('train', 'val', 'test') for i in range(len(a[f'{p}_labels']))], columns=['split', 'index', 'patient_id']).to_csv(tmp_path/'pneumoniamnist_patient_map.csv', index=False)
+    by_file, by_folder = from_medmnist(tmp_path/'pneumoniamnist.npz'), from_medmnist(tmp_path)
+    assert by_file.table.patient.tolist() == by_folder.table.patient.tolist() and by_file.table.patient.iloc[1] == 'train0'
+
+
 def test_medmnist_with_many_findings(tmp_path):
     a = medmnist_arrays()
     np.savez(tmp_path/'chestmnist.npz', **{k: v if 'images' in k else np.tile(np.arange(14) == 6, (len(v), 1)).astype('uint8')*(np.arange(len(v))%2)[:, None].astype('uint8') for k, v in a.items()})
