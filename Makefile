@@ -13,7 +13,7 @@ SEEDS ?= 0 1 2
 QUIET := GANSYNTH_PROGRESS=off PYTHONWARNINGS=ignore
 EXECUTE := $(QUIET) jupyter nbconvert --log-level=ERROR --execute --ExecutePreprocessor.timeout=600 --ExecutePreprocessor.extra_arguments=--log-level=40
 
-.PHONY: help report test lab export render readme bench results gpu
+.PHONY: help report test lab export render readme site bench results gpu
 help:      ## this list
 	@grep -E '^[a-z]+: .*##' Makefile | sed -E 's/:[^#]*## /\t/' | expand -t 10
 
@@ -40,10 +40,15 @@ readme: .venv/ready  ## index.ipynb -> README.md, run first so that it shows wha
 	@$(EXECUTE) --to notebook --stdout index.ipynb | jupyter nbconvert --log-level=ERROR --stdin --to markdown --output README \
 	  --TagRemovePreprocessor.enabled=True --TagRemovePreprocessor.remove_cell_tags=hide --TagRemovePreprocessor.remove_input_tags=hide_input
 
+site: .venv/ready    ## the documentation, to be read without a network: _site/index.html
+	@$(QUIET) python site/build.py
+	echo _site/index.html
+
 bench: .venv/ready   ## speed of the training loops, as ratios measured side by side
 	@python tests/bench_gan.py
 	python tests/bench_classifiers.py
 	python tests/bench_data.py
+	python tests/bench_workers.py
 
 results: .venv/ready ## the committed results of the five studies again, from the public sets in DATA (hours)
 	@for s in $(SEEDS); do

@@ -9,8 +9,7 @@ __all__ = ['MAKERS', 'CODE', 'parts_of', 'external_of', 'describe_split', 'of_cl
            'set_key', 'cell_key', 'tasks_of', 'perform', 'found_for', 'predictions_of', 'set_rows', 'gather']
 
 # %% ../nbs/84_cells.ipynb #84ac3a24
-import re
-from dataclasses import asdict, fields
+from dataclasses import asdict
 from functools import lru_cache
 from pathlib import Path
 
@@ -21,9 +20,9 @@ import torch
 import gansynth
 from .calibration import threshold_at_specificity
 from .classifier_training import find_plan, train_classifier
-from .core import UserError, file_hash, hash_of, pick_device, pick_precision, set_seed
+from .core import UserError, file_hash, hash_of, pick_device, pick_precision
 from .data import load, split
-from .designs import Cell, Design, SetId, sets
+from .designs import SetId, sets
 from .evaluation import choose_threshold
 from .gan_training import train_gan
 from .gans import Gan, untrained
@@ -31,10 +30,10 @@ from .generators import PAIRS
 from .health import Monitor, verdict as health_of
 from .phantom import phantom
 from .recipes import find_recipe
-from .regimes import NO_GAN, make_arm, refuse_leaks
+from .regimes import make_arm, refuse_leaks
 from .sources import open_source
 from .synthesis import Synthetic, examine, load_set, synthesise
-from .workers import Shelf, Task
+from .workers import Task
 
 # %% ../nbs/84_cells.ipynb #61c4675f
 @lru_cache(2)
@@ -101,6 +100,7 @@ def drawn_phantoms(design, label, n, seed): # Design on phantom data; 0 or 1; im
 def planted(images, name, seed, trained_on=()): # uint8 (n,h,w); class; seed; ids
     return Synthetic(images, name, tuple(trained_on), 'planted', seed, np.array([f'{seed}-{i:06}' for i in range(len(images))]))
 
+# %% ../nbs/84_cells.ipynb #ea04d688
 def by_fresh(design, g, seed, parts, n):
     "Planted truth: the phantom's own program draws more people."
     return [(planted(drawn_phantoms(design, c, k, seed), name, seed), None) for c, (name, k) in enumerate(zip(parts.train.classes, n))]

@@ -27,6 +27,7 @@ def run(a):
     items = a.param+[f'{k}={v}' for k in OPTIONS if (v := getattr(a, k)) is not None]
     print(run_study(a.study, a.profile, parse_parameters(read_parameters(notebook_path(a.study)), items), a.runs, a.force))
 
+# %% ../nbs/90_cli.ipynb #1184dcc8
 def report(a):
     "Make the report page again: from the latest runs of a published study, or in the folder that `gansynth study` wrote."
     from gansynth.collection import collect
@@ -42,7 +43,7 @@ def collect(a):
     from gansynth.collection import collect
     print(collect(a.study, a.to, a.runs, pixels=False))
 
-# %% ../nbs/90_cli.ipynb #7949bebe
+# %% ../nbs/90_cli.ipynb #40f57e4b
 def everything():
     "{networks, designs, studies, sources, arms, gans, profiles}: what `gansynth list --json` prints."
     with warnings.catch_warnings():
@@ -59,7 +60,7 @@ def list_all(a):
     print('networks', *(f"  {k:30} {v['parameters']:>12,}  {v['about']}" for k, v in found['networks'].items()), sep='\n')
     print('profiles', *(f"  {k:22} {', '.join(v)}" for k, v in found['profiles'].items()), sep='\n')
 
-# %% ../nbs/90_cli.ipynb #acd0a445
+# %% ../nbs/90_cli.ipynb #6f365f25
 def data_check(a):
     "Say what is wrong with a data set: leaks, copies, give-aways, unreadable files, slips. Exit code 1 when it finds errors."
     from gansynth.datasheet import as_text, check
@@ -82,7 +83,7 @@ def data_prepare(a):
     prepare(found, a.size, o, a.jobs)
     print(f'{len(found)} images of {a.size}x{a.size} pixels are prepared')
 
-# %% ../nbs/90_cli.ipynb #7de7a59e
+# %% ../nbs/90_cli.ipynb #75992f0d
 def open_run(folder, n=None, seed=None): # of a run; images; seed of the noise
     "(Synthetic, Images that the generator saw, hold-out, others, manifest, Gan) of a finished run."
     from gansynth.core import load_json
@@ -99,7 +100,7 @@ def open_run(folder, n=None, seed=None): # of a run; images; seed of the noise
     s = synthesise(gan, n or p['n_synthetic'], p['seed'] if seed is None else seed, parts.manifest['classes'][1])
     return s, parts.train.positives, parts.valid.positives, parts.train.take(parts.train.labels == 0), parts.manifest, gan
 
-# %% ../nbs/90_cli.ipynb #6d6bd3b3
+# %% ../nbs/90_cli.ipynb #8c71d697
 def audit(a):
     "Say whether the generator of a run copied anyone: exit code 1 unless the audit passes."
     from gansynth.synthesis import examine
@@ -116,7 +117,7 @@ def export(a):
     kid = {r['metric']: f"{r['value']:.4f} [{r['low']:.4f}, {r['high']:.4f}]; real against real {r['floor']:.4f}, n = {r['n']}" for r in found['fidelity'] if r.get('value') is not None and r['metric'].startswith('KID')}
     print(export_set(images[0], a.to, found['audit'], kid, manifest['source'], a.allow_failed_audit))
 
-# %% ../nbs/90_cli.ipynb #c1e2d8ff
+# %% ../nbs/90_cli.ipynb #2a34136f
 CHANGES = {'data': ('source', OPTIONS['data']), 'size': ('size', 'pixels of a side'), 'patients': ('patients', OPTIONS['patients']), 'classes': ('classes', OPTIONS['classes']), 'positive': ('positive', OPTIONS['positive']),
            'external': ('external', 'a second data set of the same classes, for testing only'), 'fractions': ('fractions', 'shares of the real patients, e.g. 0.2,1'), 'seeds': ('seeds', 'seeds of the classifiers, e.g. 0,1,2'),
            'budget': ('budget', 'time to spend, e.g. 2h: the most informative part that fits is run'), 'device': ('device', 'auto, cpu or cuda')}
@@ -137,6 +138,7 @@ def study(a):
     print(json.dumps(told, indent=1) if a.json else describe(folder))
     return 0 if told['status'] == 'ok' else 1
 
+# %% ../nbs/90_cli.ipynb #100973ff
 def plan(a):
     "Say what a study would cost before it runs: cells, time on this machine, disk, and the smallest difference that it could show."
     from gansynth.grid import make_plan, set_up, shelf_of, with_paths
@@ -145,7 +147,7 @@ def plan(a):
     made = make_plan(design, set_up(design), shelf_of(a.cache or ''), a.jobs)
     print(json.dumps(made, indent=1) if a.json else plan_text(made))
 
-# %% ../nbs/90_cli.ipynb #f93f6ae6
+# %% ../nbs/90_cli.ipynb #3842b077
 def train(a):
     "Train a GAN on one class of the training part and keep the generator. The same command goes on where it was stopped."
     from gansynth.core import pick_device
@@ -179,14 +181,14 @@ def bench(a):
     if lost := [s for s in scripts if not s.is_file()]: raise UserError(f'{lost[0]} is not here: bench measures against reference loops that stand in the tests folder of a checkout; run it there')
     return max(subprocess.run([sys.executable, str(s)], cwd=root()).returncode for s in scripts)
 
-# %% ../nbs/90_cli.ipynb #b953a688
+# %% ../nbs/90_cli.ipynb #3447e587
 def add_split_options(s): # a parser
     "The options that decide who is in which part."
     s.add_argument('--positive', help=OPTIONS['positive']); s.add_argument('--split-seed', type=int, default=0, help='which split (default: 0)')
     s.add_argument('--imbalance-ratio', type=float, default=0., help='negatives for each positive; 0 = as found'); s.add_argument('--fraction', type=float, default=1., help='share of the patients in train and valid')
     s.add_argument('--official', action='store_true', help='keep the division that came with the set'); s.add_argument('--strict', action='store_true', help='refuse images in different parts that look alike')
 
-# %% ../nbs/90_cli.ipynb #3447e587
+# %% ../nbs/90_cli.ipynb #66c0a9b2
 def add_data_commands(command, sub): # what adds a command; the subparsers
     "The commands that look at data: check, split, prepare."
     group = sub.add_parser('data', help='Look at a data set without training.').add_subparsers(dest='what', required=True, metavar='check|split|prepare')
@@ -198,7 +200,7 @@ def add_data_commands(command, sub): # what adds a command; the subparsers
         else: s.add_argument('--jobs', type=int, default=0, help='processes (default: one for each core)')
         if name == 'split': add_split_options(s)
 
-# %% ../nbs/90_cli.ipynb #66c0a9b2
+# %% ../nbs/90_cli.ipynb #722fa480
 def add_study_commands(command): # what adds a command
     "The commands that take a design."
     for f, example in ((study, 'study --data folder:my_images --budget 2h'), (plan, 'plan does_it_help --data folder:my_images')):
@@ -223,7 +225,7 @@ def add_gan_commands(command): # what adds a command
     for o in (t, s): o.add_argument('--of', help='name of the class (default: the positive one, or the only one)'); o.add_argument('--seed', type=int, default=0, help='seed (default: 0)'); o.add_argument('--to', required=True, help='file to write')
     command(bench, 'bench', 'bench')
 
-# %% ../nbs/90_cli.ipynb #37323da2
+# %% ../nbs/90_cli.ipynb #7a3def54
 def parser():
     "The argument parser of the command line."
     p = argparse.ArgumentParser('gansynth', description='Would synthetic images from a GAN make my classifier better?')
@@ -250,7 +252,7 @@ def parser():
     u.add_argument('--json', action='store_true', help='for machines'); x.add_argument('--to', required=True, help='folder to write'); x.add_argument('--allow-failed-audit', action='store_true', help='write although the audit did not pass; the card then says so')
     return p
 
-# %% ../nbs/90_cli.ipynb #68f9c361
+# %% ../nbs/90_cli.ipynb #03ca319f
 def main(argv=None): # list of arguments; None = those of the process
     "The command `gansynth`; returns the exit code."
     a = parser().parse_args(argv)

@@ -110,6 +110,7 @@ def is_done(folder, keys): # of a study; of all its tasks
     "Whether the study ended well with exactly these results."
     return (folder/'study.json').is_file() and (old := load_json(folder/'study.json')).get('status') == 'ok' and old.get('keys') == keys and (folder/'report'/'index.html').is_file()
 
+# %% ../nbs/89_grid.ipynb #d03e7db2
 def run_design(design, runs=None, cache='', jobs=0, backend='loky', notebooks=False, force=False, show=None): # Design, name or YAML file; folder of all runs; of the shelf; processes, 0 = one for each core; see run_all; each cell as a notebook; make everything anew; see run_all
     "Run a study, or what is missing of it; returns its folder. Raises UserError when nothing could be finished, KeyboardInterrupt when interrupted."
     design, shelf = with_paths(find_design(design)), shelf_of(cache)

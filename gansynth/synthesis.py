@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['USE', 'LIMITS', 'Synthetic', 'synthesise', 'at_random', 'top', 'at_least', 'compose', 'discriminator_score',
-           'label_agreement', 'realism', 'near_copies', 'no_near_copies', 'diverse', 'as_many', 'examine', 'card',
-           'card_text', 'export_set', 'load_set']
+           'label_agreement', 'realism', 'near_copies', 'no_near_copies', 'diverse', 'as_many', 'by_chance', 'copied',
+           'examine', 'card', 'card_text', 'export_set', 'load_set']
 
 # %% ../nbs/40_synthesis.ipynb #7691f660
 import hashlib
@@ -16,6 +16,7 @@ import numpy as np
 import pandas as pd
 from PIL import Image
 from scipy.spatial.distance import cdist
+from scipy.stats import fisher_exact
 
 from .core import UserError, atomic, file_hash, load_json, save_json, save_text
 from .duplicates import fingerprints, near_pairs
@@ -129,6 +130,23 @@ def as_many(data, n): # Images; at most so many
     order = sorted(range(len(data)), key=lambda i: (hashlib.sha256(str(data.patients[i]).encode()).hexdigest(), i))
     return data.take(np.sort(order[:n]))
 
+# %% ../nbs/40_synthesis.ipynb #df340a0a
+def by_chance(data): # Images of several patients
+    "(pairs of different patients that look alike, pairs that were compared) among real images: how often that happens without any generator."
+    pairs = near_pairs(fingerprints(data.images))
+    n, own = len(data), np.unique(data.patients, return_counts=True)[1]
+    return int((data.patients[pairs.i] != data.patients[pairs.j]).sum()), n*(n-1)//2-int((own*(own-1)//2).sum())
+
+def copied(s, train, *real): # Synthetic; Images that the generator saw; more real Images
+    "dict(near_copies, exact_copies, p): synthetic images that look like a training image; p of Fisher's exact test, that such pairs are more frequent than among real images of different patients."
+    pairs = near_pairs(fingerprints(s.images), fingerprints(train.images)) if len(s) else ()
+    if not len(pairs): return dict(near_copies=0, exact_copies=0, p=1.)
+    data = replace(train, **{k: np.concatenate([getattr(d, k) for d in (train, *real)]) for k in ('images', 'labels', 'patients', 'ids', 'hashes')}, parts=None, facts=None)
+    alike, n = by_chance(data)
+    k, m = len(pairs), len(s)*len(train)
+    return dict(near_copies=int(pairs.i.nunique()), exact_copies=int(pairs.i[pairs.exact & ~pairs.mirrored].nunique()), p=float(fisher_exact([[k, m-k], [alike, n-alike]], 'greater').pvalue))
+
+# %% ../nbs/40_synthesis.ipynb #15ed813d
 def examine(s, train, holdout, others, seed=0, gan=None): # Synthetic; Images that the generator saw; Images of the class that it did not see; Images of another class; seed; the Gan, to ask its discriminator too
     "{'audit': dict with verdict and words, 'fidelity': rows}; what cannot be judged is said to be 'not auditable'."
     n = min(len(train), len(holdout), len(s))
@@ -136,11 +154,12 @@ def examine(s, train, holdout, others, seed=0, gan=None): # Synthetic; Images th
     asked = [logits(gan, x.images, s.class_name) for x in (t, h)] if gan and gan.discriminator else None
     try: result = audit(t.images, h.images, others.images, s.images, patients=(t.patients, h.patients, others.patients), seed=seed, discriminator_scores=asked)
     except UserError as e: result = dict(verdict='not auditable', words=f'{e}.', checks=[])
-    copies = near_copies(s, train.images)
-    if len(copies): result |= dict(verdict='FAIL', words=f'{len(copies)} of {len(s)} synthetic images look like a copy of a training image. '+result['words'])
+    c = copied(s, train, holdout, others)
+    if c['exact_copies'] or c['p'] < .01: result |= dict(verdict='FAIL', words=f"{c['near_copies']} of {len(s)} synthetic images look like a copy of a training image. "+result['words'])
+    elif c['near_copies']: result |= dict(words=result['words'].rstrip('.')+f". {c['near_copies']} of {len(s)} synthetic images look like a training image, no more than real images of different patients look alike (p = {c['p']:.2g}).")
     try: table = compare(holdout.images, s.images, random_conv(), patients=holdout.patients, seed=seed)
     except UserError as e: table = pd.DataFrame([dict(metric='fidelity', note=str(e))])
-    return dict(audit=result | dict(near_copies=len(copies)), fidelity=[{k: v for k, v in r.items() if v == v} for r in table.to_dict('records')]) # a NaN is what was not measured
+    return dict(audit=result | dict(near_copies=c['near_copies']), fidelity=[{k: v for k, v in r.items() if v == v} for r in table.to_dict('records')]) # a NaN is what was not measured
 
 # %% ../nbs/40_synthesis.ipynb #22693bcd
 USE = 'Training classifiers of the named class together with real images, and research on synthetic data.'

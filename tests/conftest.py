@@ -16,6 +16,8 @@ needs_real_data = pytest.mark.skipif(not (SHARED/'pneumoniamnist').is_dir(), rea
 
 
 def pytest_configure(config):
+    config.addinivalue_line('markers', "slow: some minutes; -m 'not slow' leaves it out")
+    config.addinivalue_line('markers', "site: builds the documentation; -m 'not site' leaves it out")
     for library in ('ibis', 'pyspark', 'fastai', 'torch'): config.addinivalue_line('filterwarnings', f'ignore:::{library}')     # their own, about versions to come
 
 
