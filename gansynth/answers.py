@@ -6,7 +6,8 @@
 __all__ = ['KINDS', 'LINEAGE', 'CHOICE', 'CHECKLIST', 'MORE', 'FIGURES', 'RANKING', 'TITLES', 'data_words', 'split_words',
            'generator_words', 'training_words', 'statistics_words', 'audit_words', 'compute_words', 'methods', 'facts',
            'checklist', 'picture', 'printed', 'pretty', 'results_wide', 'block', 'main_figure', 'first_screen',
-           'claims_part', 'methods_part', 'tables_part', 'failed_part', 'records_part', 'make_study_report', 'describe']
+           'claims_part', 'methods_part', 'tables_part', 'failed_part', 'records_part', 'make_study_report', 'describe',
+           'in_brief']
 
 # %% ../nbs/88_answers.ipynb #b0db2204
 import base64, html
@@ -212,3 +213,17 @@ def describe(folder): # of a study
     lines = [contrast_line(c)+f': {c.word}' for c in r.family('primary')]
     best = [*warnings(r)[:2], *lines, *(w.sentence for w in r.tables['worth'].itertuples() if w.sentence), on_privacy(r)[0]['why']]
     return '\n'.join([str(r.study.get('question') or ''), f'{word.upper()}: {sentence}', f'How sure: {sure}.', *(f'- {x}' for x in best[:3]), f'Page: {place}' if place.is_file() else f'Page: not written yet ({place})'])
+
+# %% ../nbs/88_answers.ipynb #b81efb01
+def in_brief(folder): # of a study, or what was collected from one
+    "Markdown for the front page: the question, the answer, how sure, and a line for each main contrast with n and the constant predictor."
+    if not (Path(folder)/'study.json').is_file(): return '*No committed result yet.*'
+    r = Records(folder)
+    word, sentence, sure, _ = first_words(r)
+    t = r.tables['results']
+    constant = t[(t.label == 'constant') & (t.metric == 'accuracy')].value
+    head, rows = ['real patients', 'compared', 'n (test)', 'seeds / GANs', 'difference in AUROC', 'p (Holm)', 'answer'], []
+    for c in r.family('primary'): rows.append([share(c.fraction), f'{c.label} against {c.base} ({c.classifier})', f'{c.n_images:g} of {c.n_patients:g} patients', f'{c.n_seeds:g} / {c.n_gans:g}', with_interval(c.difference, c.low, c.high, '+.3f'), with_interval(c.p_holm, form='.4f'), f'**{c.word}**'])
+    lines = ['| '+' | '.join(map(str, l))+' |' for l in (head, ['---']*len(head), *rows)]
+    about = f"{r.provenance.get('substitution', '')}. Constant predictor: accuracy {constant.iloc[0]:.3f}." if len(constant) else ''
+    return '\n'.join([f'**{word.upper()}.** {sentence}', '', f'How sure: {sure}.', '', *lines, '', about])

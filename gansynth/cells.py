@@ -100,7 +100,7 @@ def drawn_phantoms(design, label, n, seed): # Design on phantom data; 0 or 1; im
 def planted(images, name, seed, trained_on=()): # uint8 (n,h,w); class; seed; ids
     return Synthetic(images, name, tuple(trained_on), 'planted', seed, np.array([f'{seed}-{i:06}' for i in range(len(images))]))
 
-# %% ../nbs/84_cells.ipynb #ea04d688
+# %% ../nbs/84_cells.ipynb #eb26b10f
 def by_fresh(design, g, seed, parts, n):
     "Planted truth: the phantom's own program draws more people."
     return [(planted(drawn_phantoms(design, c, k, seed), name, seed), None) for c, (name, k) in enumerate(zip(parts.train.classes, n))]
@@ -116,7 +116,7 @@ def by_replay(design, g, seed, parts, n):
 
 MAKERS = dict(gan=by_gan, set=by_files, fresh=by_fresh, replay=by_replay, swapped=by_swapped)
 
-# %% ../nbs/84_cells.ipynb #caed6f70
+# %% ../nbs/84_cells.ipynb #b6e558d8
 def n_images(design, parts): # Design; Split
     "Images of each class that the largest dose needs (2,), and never fewer than there are real ones, since the audit wants as many."
     return [int(np.ceil(max(1., *design.ratios)*(parts.train.labels == c).sum()-1e-9)) for c in (0, 1)]
@@ -136,7 +136,7 @@ def make_set(design, sid): # Design; SetId
         arrays |= {f'images_{c}': s.images} | ({f'weights_{c}__'+k.replace('.', '__'): v.cpu().numpy() for k, v in gan.generator.state_dict().items()} if gan else {})
     return dict(asdict(sid), kind='set', split_hash=parts.manifest['hash'], classes={s.class_name: judged(s, gan, parts, c) for c, (s, gan) in enumerate(made)}), arrays
 
-# %% ../nbs/84_cells.ipynb #41c9b895
+# %% ../nbs/84_cells.ipynb #dd0a4f7d
 def kept_set(record, arrays, classes, seed): # of `make_set`; class names; seed
     "The `Synthetic`s of a record."
     return [Synthetic(arrays[f'images_{c}'], name, tuple(r['trained_on']), r['hash'], seed, np.array([f'{seed}-{i:06}' for i in range(r['n'])]), split_hash=record['split_hash'])
@@ -155,7 +155,7 @@ def arm_of(design, cell, parts, found=None): # Design; Cell; Split; (record, arr
         if design.synthetic_for == 'rarer' and cell.arm in ('gan_aug', 'gan_classic', 'untrained_classic'): made = [s for s in made if s.class_name == rarer]
     return make_arm(cell.arm, parts.train, made, cell.ratio, design.augment, design.strength)
 
-# %% ../nbs/84_cells.ipynb #dd0a4f7d
+# %% ../nbs/84_cells.ipynb #92d62e17
 def train_cell(design, cell, found=None): # Design; Cell; (record, arrays) of its set or None
     "The `Trained` classifier of a cell."
     parts, c, device = parts_of(design, cell.split, cell.fraction), next(c for c in design.classifiers if c.name == cell.classifier), pick_device(design.device)
@@ -179,7 +179,7 @@ def at_specificity(y, p): # labels and probabilities (n,) of the validation part
     try: return threshold_at_specificity(y, p)
     except UserError: return None
 
-# %% ../nbs/84_cells.ipynb #37d5b1f5
+# %% ../nbs/84_cells.ipynb #1b974fb7
 CODE = dict(set=('augmentation', 'cells', 'data', 'features', 'fidelity', 'gan_training', 'gans', 'generators', 'health', 'losses', 'phantom', 'privacy', 'recipes', 'synthesis'),
             cell=('calibration', 'cells', 'classifier_training', 'classifiers', 'data', 'evaluation', 'regimes'))
 
@@ -206,7 +206,7 @@ def cell_key(design, cell, manifest, of_set='', external=None): # Design; Cell; 
     dose = [cell.ratio, design.synthetic_for] if of_set else []
     return hash_of(['cell', code_of('cell'), manifest['hash'], design.size, {k: v for k, v in asdict(c).items() if k != 'name'}, cell.arm, dose, cell.seed, look, of_set, external and external['pixels'], machine_of(design)])[:32]
 
-# %% ../nbs/84_cells.ipynb #4eabcb10
+# %% ../nbs/84_cells.ipynb #49be999c
 def tasks_of(design, todo, splits, notebooks=''): # Design; list of Cell; {(split, fraction): record of `describe_split`}; folder for executed notebooks, '' = none
     "The `Task`s of these cells and of the sets that they need, sets first."
     keys = {s: set_key(design, s, splits[s.split, s.fraction]['manifest']) for s in sets(design, todo)}
@@ -230,7 +230,7 @@ def found_for(task, shelf): # Task of a cell; Shelf
     "(record, images) of the set that the cell needs, or None."
     return shelf.read(task.needs[0], ('images_0', 'images_1')) if task.needs else None
 
-# %% ../nbs/84_cells.ipynb #3e087d13
+# %% ../nbs/84_cells.ipynb #a4e1ad71
 def predictions_of(cell, record, arrays, names): # Cell; its record and arrays; arrays of its split
     "The predictions of a cell, a row for each image of each part."
     return pd.concat([pd.DataFrame(dict(split=cell.split, fraction=cell.fraction, classifier=cell.classifier, label=cell.label, run=cell.run, part=p, image_id=names[f'{p}_id'], patient_id=names[f'{p}_patient'],

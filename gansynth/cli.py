@@ -39,8 +39,11 @@ def report(a):
     print(make_report(collect(a.study, out/'results', a.runs), out/'index.html'))
 
 def collect(a):
-    "Write the tables, figures without pixels and provenance of the latest runs to a folder."
+    "Write tables, figures without pixels and provenance to a folder: of the latest runs of a published study, or of a folder that `gansynth study` wrote."
     from gansynth.collection import collect
+    if (Path(a.study)/'study.json').is_file():
+        from gansynth.grid import collect_study
+        return print(collect_study(a.study, a.to))
     print(collect(a.study, a.to, a.runs, pixels=False))
 
 # %% ../nbs/90_cli.ipynb #40f57e4b
@@ -138,7 +141,7 @@ def study(a):
     print(json.dumps(told, indent=1) if a.json else describe(folder))
     return 0 if told['status'] == 'ok' else 1
 
-# %% ../nbs/90_cli.ipynb #100973ff
+# %% ../nbs/90_cli.ipynb #f93f6ae6
 def plan(a):
     "Say what a study would cost before it runs: cells, time on this machine, disk, and the smallest difference that it could show."
     from gansynth.grid import make_plan, set_up, shelf_of, with_paths
@@ -147,7 +150,7 @@ def plan(a):
     made = make_plan(design, set_up(design), shelf_of(a.cache or ''), a.jobs)
     print(json.dumps(made, indent=1) if a.json else plan_text(made))
 
-# %% ../nbs/90_cli.ipynb #3842b077
+# %% ../nbs/90_cli.ipynb #b953a688
 def train(a):
     "Train a GAN on one class of the training part and keep the generator. The same command goes on where it was stopped."
     from gansynth.core import pick_device
@@ -162,6 +165,7 @@ def train(a):
     save_gan(train_gan(images, a.steps, a.gan, min(a.bs, len(images)), a.seed, pick_device(), folder='cache', split_hash=parts.manifest['hash']), to, discriminator=True)
     print(to)
 
+# %% ../nbs/90_cli.ipynb #16ee0bd8
 def sample(a):
     "Draw images from a generator: a picture of them (.png), or arrays (.npz). For a folder of files with lineage, audit and card see export."
     import numpy as np
@@ -181,14 +185,14 @@ def bench(a):
     if lost := [s for s in scripts if not s.is_file()]: raise UserError(f'{lost[0]} is not here: bench measures against reference loops that stand in the tests folder of a checkout; run it there')
     return max(subprocess.run([sys.executable, str(s)], cwd=root()).returncode for s in scripts)
 
-# %% ../nbs/90_cli.ipynb #3447e587
+# %% ../nbs/90_cli.ipynb #66c0a9b2
 def add_split_options(s): # a parser
     "The options that decide who is in which part."
     s.add_argument('--positive', help=OPTIONS['positive']); s.add_argument('--split-seed', type=int, default=0, help='which split (default: 0)')
     s.add_argument('--imbalance-ratio', type=float, default=0., help='negatives for each positive; 0 = as found'); s.add_argument('--fraction', type=float, default=1., help='share of the patients in train and valid')
     s.add_argument('--official', action='store_true', help='keep the division that came with the set'); s.add_argument('--strict', action='store_true', help='refuse images in different parts that look alike')
 
-# %% ../nbs/90_cli.ipynb #66c0a9b2
+# %% ../nbs/90_cli.ipynb #722fa480
 def add_data_commands(command, sub): # what adds a command; the subparsers
     "The commands that look at data: check, split, prepare."
     group = sub.add_parser('data', help='Look at a data set without training.').add_subparsers(dest='what', required=True, metavar='check|split|prepare')
@@ -200,7 +204,7 @@ def add_data_commands(command, sub): # what adds a command; the subparsers
         else: s.add_argument('--jobs', type=int, default=0, help='processes (default: one for each core)')
         if name == 'split': add_split_options(s)
 
-# %% ../nbs/90_cli.ipynb #722fa480
+# %% ../nbs/90_cli.ipynb #37323da2
 def add_study_commands(command): # what adds a command
     "The commands that take a design."
     for f, example in ((study, 'study --data folder:my_images --budget 2h'), (plan, 'plan does_it_help --data folder:my_images')):
@@ -225,7 +229,7 @@ def add_gan_commands(command): # what adds a command
     for o in (t, s): o.add_argument('--of', help='name of the class (default: the positive one, or the only one)'); o.add_argument('--seed', type=int, default=0, help='seed (default: 0)'); o.add_argument('--to', required=True, help='file to write')
     command(bench, 'bench', 'bench')
 
-# %% ../nbs/90_cli.ipynb #7a3def54
+# %% ../nbs/90_cli.ipynb #68f9c361
 def parser():
     "The argument parser of the command line."
     p = argparse.ArgumentParser('gansynth', description='Would synthetic images from a GAN make my classifier better?')
@@ -242,7 +246,7 @@ def parser():
     r = command(report, 'report', 'report bone_fracture --out my_report'); r.add_argument('--out', help=f'folder (default: report, or report/STUDY for another study than {DEFAULT})')
     k = command(collect, 'collect', 'collect --to results/nih_pneumonia'); k.add_argument('--to', required=True, help='folder to write')
     for s in (c, r, k): s.add_argument('--runs', help='folder of all runs (default: runs)')
-    for s in (r, k): s.add_argument('study', nargs='?', default=DEFAULT, help=f'which study (default: {DEFAULT})')
+    for s in (r, k): s.add_argument('study', nargs='?', default=DEFAULT, help=f'which study, or the folder of one (default: {DEFAULT})')
     command(list_all, 'list', 'list --json').add_argument('--json', action='store_true', help='for machines')
     add_data_commands(command, sub)
     add_study_commands(command)
@@ -252,7 +256,7 @@ def parser():
     u.add_argument('--json', action='store_true', help='for machines'); x.add_argument('--to', required=True, help='folder to write'); x.add_argument('--allow-failed-audit', action='store_true', help='write although the audit did not pass; the card then says so')
     return p
 
-# %% ../nbs/90_cli.ipynb #03ca319f
+# %% ../nbs/90_cli.ipynb #e23a3e88
 def main(argv=None): # list of arguments; None = those of the process
     "The command `gansynth`; returns the exit code."
     a = parser().parse_args(argv)

@@ -4,16 +4,16 @@
 
 # %% auto #0
 __all__ = ['with_paths', 'set_up', 'shelf_of', 'folder_of', 'words_of', 'make_plan', 'perform_in_notebook', 'as_json',
-           'record_of', 'failures', 'tell', 'keep_notebook', 'is_done', 'run_design']
+           'record_of', 'failures', 'tell', 'keep_notebook', 'is_done', 'run_design', 'collect_study']
 
 # %% ../nbs/89_grid.ipynb #48267f95
-import json, sys, time
+import json, shutil, sys, time
 from dataclasses import asdict, replace
 from pathlib import Path
 
 from .answers import make_study_report
 from .cells import describe_split, external_of, gather, parts_of, perform, tasks_of
-from .core import UserError, cache_folder, environment, hash_of, load_json, pick_device, root, save_json, save_text
+from .core import UserError, atomic, cache_folder, environment, hash_of, load_json, pick_device, root, save_json, save_text
 from .designs import Cell, as_yaml, cells, check_counts, find_design
 from .findings import Findings
 from .planning import calibrate, plan, plan_text
@@ -134,3 +134,12 @@ def run_design(design, runs=None, cache='', jobs=0, backend='loky', notebooks=Fa
         tell(folder, record, design, splits, tasks, outcomes, shelf)
         keep_notebook(folder)
     return folder
+
+# %% ../nbs/89_grid.ipynb #c5d3ea71
+def collect_study(folder, out): # of a finished study; folder to write
+    "Copy study.json, tables and figures; returns `out`. Raises UserError for a study that was not finished."
+    folder, out = Path(folder), Path(out)
+    if not (folder/'study.json').is_file() or load_json(folder/'study.json').get('status') not in ('ok', 'incomplete'): raise UserError(f'{folder} is not finished: run `gansynth study` to its end first')
+    for p in [folder/'study.json', *sorted((folder/'tables').rglob('*.*'))]:
+        with atomic(out/p.relative_to(folder)) as tmp: shutil.copyfile(p, tmp)
+    return out

@@ -1,0 +1,193 @@
+"A study from its design to its page: killed and continued, changed in part, on other backends, with one part failing."
+import json, os, random, shutil, signal, subprocess, sys, time
+from dataclasses import asdict, replace
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+from conftest import COMMAND, ROOT, gansynth, snapshot
+
+from gansynth import grid
+from gansynth.cells import cell_key, describe_split, make_cell, make_set, parts_of, set_key, tasks_of
+from gansynth.core import UserError, load_json
+from gansynth.designs import Classifier, Design, Generator, as_yaml, cells, sets
+from gansynth.grid import collect_study, run_design
+from gansynth.shelf import Shelf
+
+TINY = Design('tiny', 'Does it run?', 'phantom:n_patients=60,prevalence=.5', size=28, arms=('raw', 'class_weights', 'gan_aug'), generators=(Generator('fresh', kind='fresh'),),
+              classifiers=(Classifier('cnn', 'fracture_cnn', 'fracture', steps=8, epochs=2, bs=8),), seeds=(0, 1), n_boot=100, device='cpu', precision='float32')
+GAN = replace(TINY, name='tiny_gan', generators=(Generator('small', gan='lung_adam', steps=4, bs=8),))
+
+
+@pytest.fixture
+def quick(monkeypatch):
+    "Without the notebook behind the page, which takes its seconds."
+    monkeypatch.setattr(grid, 'keep_notebook', lambda folder: None)
+
+
+def tables(folder): return snapshot(folder/'tables')
+def outcomes(folder): return load_json(folder/'study.json')['outcomes']
+
+
+@pytest.fixture(scope='module')
+def done(tmp_path_factory):
+    "A finished study in this process: (folder of all, folder of the study)."
+    place, kept = tmp_path_factory.mktemp('grid'), grid.keep_notebook
+    grid.keep_notebook = lambda folder: None
+    try: yield place, run_design(TINY, place/'runs', str(place/'shelf'), backend='here')
+    finally: grid.keep_notebook = kept
+
+
+def test_a_study_has_all_its_parts(done):
+    _, folder = done
+    told = load_json(folder/'study.json')
+    n = len(cells(TINY))+len(sets(TINY))
+    assert told['status'] == 'ok' and told['outcomes'] == dict(found=0, done=n, failed=0, left_out=0)
+    assert {'results', 'contrasts', 'cells', 'sets', 'doses', 'failed'} <= {p.stem for p in (folder/'tables').glob('*.csv')}
+    assert (folder/'report'/'index.html').is_file() and (folder/'design.yaml').is_file()
+    c = pd.read_csv(folder/'tables'/'cells.csv')
+    assert set(c.steps) == {8} and len(c) == len(cells(TINY))                      # equal steps, read back
+    assert not any(k in (folder/'tables'/'cells.csv').read_text() for k in ('seconds', '/tmp'))
+
+
+def test_a_second_call_does_nothing(done, quick, capsys):
+    place, folder = done
+    before = snapshot(folder)
+    assert run_design(TINY, place/'runs', str(place/'shelf'), backend='here') == folder and snapshot(folder) == before
+    assert 'complete already' in capsys.readouterr().err
+
+
+def test_the_design_that_was_kept_runs_again_as_it_stands(done, quick):
+    place, folder = done
+    assert run_design(folder/'design.yaml', place/'runs', str(place/'shelf'), backend='here') == folder
+
+
+def test_a_changed_seed_makes_only_what_stands_on_it(done, quick):
+    place, folder = done
+    other = run_design(replace(TINY, seeds=(0, 5)), place/'runs', str(place/'shelf'), backend='here')
+    n = len(cells(TINY))//2
+    assert other != folder and outcomes(other) == dict(found=n+1, done=n, failed=0, left_out=0)       # one set, which has no classifier seed in it
+
+
+def test_a_changed_name_or_another_arm_makes_nothing_anew(done, quick):
+    place, _ = done
+    more = run_design(replace(TINY, name='more', arms=(*TINY.arms, 'mixup')), place/'runs', str(place/'shelf'), backend='here')
+    assert outcomes(more)['done'] == 2 and outcomes(more)['found'] == len(cells(TINY))+1
+
+
+def test_a_lost_result_is_made_again_with_the_same_bits(done, quick):
+    place, folder = done
+    shelf, before = Shelf(str(place/'shelf')), tables(folder)
+    victim = pd.read_csv(folder/'tables'/'cells.csv').key[1]
+    shelf.drop(victim)
+    run_design(TINY, place/'runs', str(place/'shelf'), backend='here', force=False)     # complete: it is not looked for
+    (folder/'study.json').unlink()
+    run_design(TINY, place/'runs', str(place/'shelf'), backend='here')
+    assert shelf.has(victim) and tables(folder) == before and outcomes(folder)['done'] == 1
+
+
+@pytest.mark.parametrize('moment', [2., 6., 11.])
+def test_killed_and_continued(tmp_path, moment, monkeypatch):
+    "With a GAN, in two processes: killed with -9, then run again; the tables are those of an undisturbed run."
+    (tmp_path/'d.yaml').write_text(as_yaml(GAN))
+    command = [COMMAND, 'study', 'd.yaml', '--runs', 'runs', '--cache', 'shelf', '--jobs', '2']
+    env = os.environ | dict(GANSYNTH_CACHE=str(tmp_path/'cache'), OMP_NUM_THREADS='1')
+    p = subprocess.Popen(command, cwd=tmp_path, env=env, stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL, start_new_session=True)
+    for _ in range(900):
+        if list(tmp_path.glob('runs/study/*/plan.json')): break
+        time.sleep(.1)
+    time.sleep(moment+random.Random(int(moment)).random())
+    os.killpg(p.pid, signal.SIGKILL); p.wait()
+    again = subprocess.run(command, cwd=tmp_path, env=env, capture_output=True, text=True, timeout=600)
+    assert again.returncode == 0, again.stderr
+    monkeypatch.setattr(grid, 'keep_notebook', lambda folder: None)
+    whole = run_design(tmp_path/'d.yaml', tmp_path/'other', str(tmp_path/'other_shelf'), backend='here')
+    folder, = (tmp_path/'runs'/'study').iterdir()
+    assert tables(folder) == tables(whole) and whole.name == folder.name
+
+
+@pytest.mark.parametrize('backend', ['loky', 'dask', 'ray'])
+def test_every_backend_gives_the_same_tables(done, tmp_path, backend, quick):
+    if backend != 'loky': pytest.importorskip(dict(dask='distributed').get(backend, backend))
+    try: folder = run_design(TINY, tmp_path/'runs', str(tmp_path/'shelf'), jobs=2, backend=backend)
+    except UserError as e:
+        if backend == 'ray' and 'start' in str(e): pytest.skip(str(e))
+        raise
+    assert tables(folder) == tables(done[1])
+
+
+def test_one_part_fails_and_the_rest_goes_on(tmp_path, quick, capsys):
+    "A GAN that diverges: its set fails, its cells are left out, the others are judged, and the record names it."
+    wild = replace(GAN, generators=(Generator('wild', gan='lung_adam', steps=30, bs=8, lr=1.), Generator('fresh', kind='fresh')), seeds=(0,))
+    folder = run_design(wild, tmp_path/'runs', str(tmp_path/'shelf'), backend='here')
+    o = outcomes(folder)
+    if o['failed'] == 0: pytest.skip('this processor survived a learning rate of 1')
+    assert o == dict(found=0, done=4, failed=1, left_out=1) and load_json(folder/'study.json')['status'] == 'incomplete'
+    assert 'diverged' in capsys.readouterr().err and 'diverged' in (folder/'tables'/'failed.csv').read_text()
+    assert 'wild' in (folder/'report'/'index.html').read_text()
+
+
+def test_exit_code_tells_a_failure(tmp_path):
+    "From the command line, with a set whose generator saw strangers: the leak is caught in its cell."
+    from gansynth.synthesis import Synthetic, export_set
+    rng = np.random.default_rng(0)
+    for c in ('normal', 'pneumonia'): export_set(Synthetic(rng.integers(0, 256, (200, 28, 28), 'uint8'), c, ('P9999-0',), 'g'*64, 0, np.array([f'0-{i:06}' for i in range(200)])), tmp_path/c, allow_failed_audit=True)
+    (tmp_path/'d.yaml').write_text(as_yaml(replace(TINY, generators=(Generator('given', kind='set', path=f'{tmp_path}/normal, {tmp_path}/pneumonia'),), seeds=(0,))))
+    done = gansynth('study', tmp_path/'d.yaml', '--runs', tmp_path/'runs', '--cache', tmp_path/'shelf', '--jobs', 1, '--json')
+    assert done.returncode == 1 and 'outside this training part' in done.stderr and 'Traceback' not in done.stderr
+    told = json.loads(done.stdout)
+    assert told['status'] == 'incomplete' and told['outcomes']['failed'] == 1
+
+
+@pytest.mark.parametrize('args, says', [(('--data', 'nowhere'), 'no such file'), (('--fractions', '0'), 'fractions'), (('--seeds', '1,1'), 'twice'), (('--budget', '1s'), 'give at least'), (('--backend', 'spork'), "did you mean 'spark'"),
+                                        (('--size', '30'), 'size'), (('--fractions', '.02'), 'patient')])
+def test_wrong_input_is_one_sentence_and_writes_nothing(tmp_path, args, says):
+    done = gansynth('study', 'smoke', *args, '--runs', tmp_path/'runs', '--cache', tmp_path/'shelf')
+    assert done.returncode == 1 and says in done.stderr and 'Traceback' not in done.stderr, done.stderr
+    assert not list(tmp_path.rglob('*.npz')) and not list(tmp_path.rglob('index.html'))
+
+
+def test_a_cell_as_a_notebook_gives_the_same_record(done, tmp_path, quick):
+    place, folder = done
+    one = replace(TINY, seeds=(0,), arms=('raw', 'gan_aug'))
+    other = run_design(one, tmp_path/'runs', str(tmp_path/'shelf'), jobs=1, backend='here', notebooks=True)
+    a, b = Shelf(str(place/'shelf')), Shelf(str(tmp_path/'shelf'))
+    keys = pd.read_csv(other/'tables'/'cells.csv').key
+    for k in keys:
+        (ra, xa), (rb, xb) = a.read(k), b.read(k)
+        assert ra == rb and all(np.array_equal(xa[n], xb[n]) for n in xa)
+    assert {p.parent.name for p in (other/'cells').glob('*/notebook.ipynb')} == set(keys)
+
+
+def test_another_site_is_judged_too(tmp_path, quick):
+    folder = run_design(replace(TINY, external='phantom:n_patients=20,prevalence=.5,seed=99'), tmp_path/'runs', str(tmp_path/'shelf'), backend='here')
+    c = pd.read_csv(folder/'tables'/'contrasts.csv')
+    assert {'primary', 'external'} <= set(c.family) and c[c.family == 'external'].n_patients.iloc[0] == 20
+    with pytest.raises(UserError, match='pictures of .* are in the data too'): run_design(replace(TINY, external=TINY.source), tmp_path/'r2', str(tmp_path/'s2'), backend='here')
+
+
+def test_synthetic_images_for_the_rarer_class_only(tmp_path):
+    d = replace(TINY, source='phantom:n_patients=60,prevalence=.3', synthetic_for='rarer')
+    parts = parts_of(d)
+    c = next(c for c in cells(d) if c.arm == 'gan_aug')
+    record, _ = make_cell(d, c, make_set(d, sets(d, [c])[0]))
+    assert record['n_synthetic'] == (parts.train.labels == 1).sum()
+    m = parts.manifest
+    assert cell_key(d, c, m, 'x') != cell_key(replace(d, synthetic_for='both'), c, m, 'x')
+
+
+def test_a_budget_goes_on_with_its_plan(tmp_path, quick):
+    "What was found costs nothing, but the same budget keeps the same cells."
+    d = replace(TINY, budget='9h')
+    folder = run_design(d, tmp_path/'runs', str(tmp_path/'shelf'), backend='here')
+    (folder/'study.json').unlink()
+    assert run_design(d, tmp_path/'runs', str(tmp_path/'shelf'), backend='here') == folder and outcomes(folder)['done'] == 0
+
+
+def test_a_collected_study_names_no_path(done, tmp_path):
+    _, folder = done
+    out = collect_study(folder, tmp_path/'out')
+    assert {'study.json', 'tables'} == {p.name for p in out.iterdir()} and not list(out.rglob('*.npz'))
+    for p in [*out.rglob('*.json'), *out.rglob('*.csv')]: assert str(folder.parent) not in p.read_text() and str(ROOT) not in p.read_text(), p
+    with pytest.raises(UserError, match='not finished'): collect_study(tmp_path, tmp_path/'no')
