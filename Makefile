@@ -50,7 +50,7 @@ bench: .venv/ready   ## speed of the training loops, as ratios measured side by 
 	python tests/bench_data.py
 	python tests/bench_workers.py
 
-results: .venv/ready ## the committed results of the five studies again, from the public sets in DATA (hours)
+results: .venv/ready ## the committed results again, from the public sets in DATA (hours)
 	@for s in $(SEEDS); do
 	  gansynth run nih_pneumonia --data kermany:$(DATA)/kermany_cxr_224 -p use_failed_audit=true --seed $$s
 	  gansynth run covid_ct --data covid_ct:$(DATA)/covid_ct -p official_split=true -p use_failed_audit=true --seed $$s
@@ -59,14 +59,19 @@ results: .venv/ready ## the committed results of the five studies again, from th
 	  gansynth run pneumonia_transfer --data medmnist:$(DATA)/pneumoniamnist -p domain_data=nih:$(DATA)/nih_chestxray14 -p 'domain_positive=No Finding' --seed $$s
 	done
 	for study in $(STUDIES); do gansynth collect $$study --to results/$$study; done
+	gansynth study pneumoniamnist --data medmnist:$(DATA)/pneumoniamnist
+	gansynth collect $$(ls -td runs/study/pneumoniamnist-* | head -1) --to results/pneumoniamnist
 
-gpu: .venv/ready     ## on a GPU: the captured step against the eager one, speed, then the published sizes of all five studies
+gpu: .venv/ready     ## on a GPU: the captured step against the eager one, speed, the published sizes of all five studies, the full grid on three sets
 	@python -m pytest -q tests/test_gan.py -k cuda
 	python tests/bench_gan.py
 	for study in $(STUDIES); do
 	  gansynth run $$study --profile paper -p device=cuda
 	  gansynth report $$study
 	done
+	gansynth study full_protocol --data medmnist:$(DATA)/pneumoniamnist --size 28 --device cuda
+	gansynth study full_protocol --data kermany:$(DATA)/kermany_cxr_224 --device cuda
+	gansynth study full_protocol --data covid_ct:$(DATA)/covid_ct --fractions 0.2,0.5,1 --device cuda
 
 .venv/ready: settings.ini setup.py .ci/setup
 	@.ci/setup

@@ -182,9 +182,9 @@ def conclude(design, rows, sets, failed): # Design; of `compare_all`; tables
     "dict(word, sentence, certainty, agrees, level, by_fraction), as JSON can hold it."
     rows = headline(rows)
     if not rows: return dict(word='inconclusive', sentence='No benefit shown: no arm with synthetic images could be compared with one without.', certainty='; '.join(['nothing was compared', *caveats(design, [], sets, failed)[1]]) + '.', agrees=True, level='indication', by_fraction=[])
-    (spoilt, notes), words, weakest = caveats(design, rows, sets, failed), {r['word'] for r in rows}, min(rows, key=lambda r: (('indication', 'report', 'claim').index(r['level']), r['n_seeds'], r['n_gans']))
+    notes, words, weakest = caveats(design, rows, sets, failed)[1], {r['word'] for r in rows}, min(rows, key=lambda r: (('indication', 'report', 'claim').index(r['level']), r['n_seeds'], r['n_gans']))
     sentence, counts = summed_up(rows), f"{weakest['n_seeds']} classifier and {weakest['n_gans']} generator seed{'s'*(weakest['n_gans'] != 1)}"
-    if spoilt and 'helps' in words: sentence = f'Not a plain benefit, since {" and ".join(spoilt)}. {sentence}'
+    if spoilt := caveats(design, [r for r in rows if r['word'] == 'helps'], sets, failed)[0]: sentence = f'Not a plain benefit, since {" and ".join(spoilt)}. {sentence}'
     short = [f"{r['n_rarer']} patients with the rarer class, fewer than 10" for r in rows if r['n_rarer'] < 10][:1]
     m, B = sum(r['split'] != 'all' for r in rows), design.n_boot
     if m and 2*m/(B + 1) >= .05: notes = notes + [f'{B} resamples are too few for {m} comparisons: no verdict but equivalent is possible, take at least {40*m}']
