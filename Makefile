@@ -13,9 +13,9 @@ SEEDS ?= 0 1 2
 QUIET := GANSYNTH_PROGRESS=off PYTHONWARNINGS=ignore
 EXECUTE := $(QUIET) jupyter nbconvert --log-level=ERROR --execute --ExecutePreprocessor.timeout=600 --ExecutePreprocessor.extra_arguments=--log-level=40
 
-.PHONY: help report test lab export render readme site bench results gpu
+.PHONY: help report test test-browser lab export render readme site bench results gpu
 help:      ## this list
-	@grep -E '^[a-z]+: .*##' Makefile | sed -E 's/:[^#]*## /\t/' | expand -t 10
+	@grep -E '^[a-z-]+: .*##' Makefile | sed -E 's/:[^#]*## /\t/' | expand -t 14
 
 report: .venv/ready  ## run the study at profile quick and write report/index.html
 	@gansynth run nih_pneumonia
@@ -24,6 +24,9 @@ report: .venv/ready  ## run the study at profile quick and write report/index.ht
 test: .venv/ready    ## chapters, front page and tests
 	@OMP_NUM_THREADS=1 $(QUIET) nbdev_test --n_workers 2 --do_print
 	OMP_NUM_THREADS=1 python -m pytest -q -n 2 --dist loadfile tests
+
+test-browser: .venv/ready ## JupyterLab and the widgets in Chromium, skipped where there is none
+	@OMP_NUM_THREADS=1 python -m pytest -q tests/browser
 
 lab: .venv/ready     ## JupyterLab on the front page
 	@jupyter lab index.ipynb

@@ -93,7 +93,7 @@ def parse_parameters(schema, items): # {name: Parameter}; texts 'name=value'
     return out
 
 # %% ../nbs/70_studies.ipynb #7aa562c7
-NOT_IN_KEY = ('eda', 'datasheet', 'catalogue', 'studies', 'collection', 'tables', 'report', 'cli', '_modidx', '__init__', 'sheets', 'widgets', 'shelf', 'pools', 'charts', 'designs', 'workers', 'comparisons', 'cells', 'planning', 'findings', 'claims', 'answers', 'grid') # what only looks at results, or serves other studies
+NOT_IN_KEY = ('eda', 'datasheet', 'catalogue', 'studies', 'collection', 'tables', 'report', 'cli', '_modidx', '__init__', 'sheets', 'widgets', 'explorers', 'readers', 'shelf', 'pools', 'charts', 'designs', 'workers', 'comparisons', 'cells', 'planning', 'findings', 'claims', 'answers', 'grid') # what only looks at results, or serves other studies
 
 def code_hash():
     "Hash of the modules that can change a result."
