@@ -16,7 +16,7 @@ from .evaluation import NAMES
 VERDICTS = dict(helps=('#009E73', 'o'), hurts=('#D55E00', 'X'), equivalent=('#0072B2', 's'), inconclusive=('#6E6E6E', 'D'))
 _FAMILIES, _MARKS, _LINES = ('primary', 'external', 'order', 'secondary'), 'osD^vPX', ('-', '--', '-.', ':')
 
-def plot_forest(c, margin, words, most=14): # table `contrasts`; grey band; what the images are; rows that a figure can carry
+def plot_forest(c, margin, words, most=10): # table `contrasts`; grey band; what the images are; rows that a figure can carry
     "Differences with 95 % intervals, the primary ones on top; returns the figure."
     shown = c.assign(rank=c.family.map(_FAMILIES.index), first=c.split != 'all').sort_values(['rank', 'first', 'fraction', 'classifier', 'label'], kind='stable').head(most)
     fig, ax = plt.subplots(figsize=(5, 1+.42*len(shown)))

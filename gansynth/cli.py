@@ -5,7 +5,8 @@
 # %% auto #0
 __all__ = ['DEFAULT', 'OPTIONS', 'CHANGES', 'run', 'report', 'collect', 'everything', 'list_all', 'data_check', 'data_split',
            'data_prepare', 'open_run', 'audit', 'export', 'design_of', 'study', 'plan', 'train', 'sample', 'bench',
-           'add_split_options', 'add_data_commands', 'add_study_commands', 'add_gan_commands', 'parser', 'main']
+           'add_split_options', 'add_data_commands', 'add_study_commands', 'add_gan_commands', 'add_audit_commands',
+           'parser', 'main']
 
 # %% ../nbs/90_cli.ipynb #7075d0ad
 import argparse, json, sys, warnings
@@ -112,15 +113,21 @@ def audit(a):
     print(json.dumps(found, indent=1, default=str) if a.json else f"{found['audit']['verdict']} - {found['audit']['words']}")
     return 0 if found['audit']['verdict'] == 'PASS' else 1
 
+# %% ../nbs/90_cli.ipynb #c1e2d8ff
 def export(a):
-    "Write synthetic images of a run as files, with lineage and a card; refused when the audit did not pass."
+    "Write synthetic images as files, with lineage and a card: of a run, or of a study (a folder for each class); refused when the audit did not pass."
     from gansynth.synthesis import examine, export_set
+    if (Path(a.run)/'study.json').is_file():
+        from gansynth.grid import images_of
+        made, source = images_of(a.run, a.generator or '', a.seed, a.cache or '')
+        if failed := [s.class_name for s, r in made if r['verdict'] != 'PASS' and not a.allow_failed_audit]: raise UserError(f"the privacy audit of {' and '.join(failed)} did not pass: nothing was written. Train with more images or fewer steps, or say --allow-failed-audit, which the card will then tell everybody")
+        return print(*(export_set(s.take(slice(a.n), f'the first {a.n}') if a.n else s, Path(a.to)/s.class_name, dict(verdict=r['verdict'], words=r['words']), None, source, a.allow_failed_audit) for s, r in made), sep='\n')
     *images, manifest, gan = open_run(a.run, a.n, a.seed)
     found = examine(*images, gan=gan)
     kid = {r['metric']: f"{r['value']:.4f} [{r['low']:.4f}, {r['high']:.4f}]; real against real {r['floor']:.4f}, n = {r['n']}" for r in found['fidelity'] if r.get('value') is not None and r['metric'].startswith('KID')}
     print(export_set(images[0], a.to, found['audit'], kid, manifest['source'], a.allow_failed_audit))
 
-# %% ../nbs/90_cli.ipynb #2a34136f
+# %% ../nbs/90_cli.ipynb #f93f6ae6
 CHANGES = {'data': ('source', OPTIONS['data']), 'size': ('size', 'pixels of a side'), 'patients': ('patients', OPTIONS['patients']), 'classes': ('classes', OPTIONS['classes']), 'positive': ('positive', OPTIONS['positive']),
            'external': ('external', 'a second data set of the same classes, for testing only'), 'fractions': ('fractions', 'shares of the real patients, e.g. 0.2,1'), 'seeds': ('seeds', 'seeds of the classifiers, e.g. 0,1,2'),
            'budget': ('budget', 'time to spend, e.g. 2h: the most informative part that fits is run'), 'device': ('device', 'auto, cpu or cuda')}
@@ -141,7 +148,7 @@ def study(a):
     print(json.dumps(told, indent=1) if a.json else describe(folder))
     return 0 if told['status'] == 'ok' else 1
 
-# %% ../nbs/90_cli.ipynb #f93f6ae6
+# %% ../nbs/90_cli.ipynb #3842b077
 def plan(a):
     "Say what a study would cost before it runs: cells, time on this machine, disk, and the smallest difference that it could show."
     from gansynth.grid import make_plan, set_up, shelf_of, with_paths
@@ -150,7 +157,7 @@ def plan(a):
     made = make_plan(design, set_up(design), shelf_of(a.cache or ''), a.jobs)
     print(json.dumps(made, indent=1) if a.json else plan_text(made))
 
-# %% ../nbs/90_cli.ipynb #b953a688
+# %% ../nbs/90_cli.ipynb #3447e587
 def train(a):
     "Train a GAN on one class of the training part and keep the generator. The same command goes on where it was stopped."
     from gansynth.core import pick_device
@@ -165,7 +172,7 @@ def train(a):
     save_gan(train_gan(images, a.steps, a.gan, min(a.bs, len(images)), a.seed, pick_device(), folder='cache', split_hash=parts.manifest['hash']), to, discriminator=True)
     print(to)
 
-# %% ../nbs/90_cli.ipynb #16ee0bd8
+# %% ../nbs/90_cli.ipynb #66c0a9b2
 def sample(a):
     "Draw images from a generator: a picture of them (.png), or arrays (.npz). For a folder of files with lineage, audit and card see export."
     import numpy as np
@@ -185,14 +192,14 @@ def bench(a):
     if lost := [s for s in scripts if not s.is_file()]: raise UserError(f'{lost[0]} is not here: bench measures against reference loops that stand in the tests folder of a checkout; run it there')
     return max(subprocess.run([sys.executable, str(s)], cwd=root()).returncode for s in scripts)
 
-# %% ../nbs/90_cli.ipynb #66c0a9b2
+# %% ../nbs/90_cli.ipynb #37323da2
 def add_split_options(s): # a parser
     "The options that decide who is in which part."
     s.add_argument('--positive', help=OPTIONS['positive']); s.add_argument('--split-seed', type=int, default=0, help='which split (default: 0)')
     s.add_argument('--imbalance-ratio', type=float, default=0., help='negatives for each positive; 0 = as found'); s.add_argument('--fraction', type=float, default=1., help='share of the patients in train and valid')
     s.add_argument('--official', action='store_true', help='keep the division that came with the set'); s.add_argument('--strict', action='store_true', help='refuse images in different parts that look alike')
 
-# %% ../nbs/90_cli.ipynb #722fa480
+# %% ../nbs/90_cli.ipynb #7a3def54
 def add_data_commands(command, sub): # what adds a command; the subparsers
     "The commands that look at data: check, split, prepare."
     group = sub.add_parser('data', help='Look at a data set without training.').add_subparsers(dest='what', required=True, metavar='check|split|prepare')
@@ -204,7 +211,7 @@ def add_data_commands(command, sub): # what adds a command; the subparsers
         else: s.add_argument('--jobs', type=int, default=0, help='processes (default: one for each core)')
         if name == 'split': add_split_options(s)
 
-# %% ../nbs/90_cli.ipynb #37323da2
+# %% ../nbs/90_cli.ipynb #68f9c361
 def add_study_commands(command): # what adds a command
     "The commands that take a design."
     for f, example in ((study, 'study --data folder:my_images --budget 2h'), (plan, 'plan does_it_help --data folder:my_images')):
@@ -229,7 +236,15 @@ def add_gan_commands(command): # what adds a command
     for o in (t, s): o.add_argument('--of', help='name of the class (default: the positive one, or the only one)'); o.add_argument('--seed', type=int, default=0, help='seed (default: 0)'); o.add_argument('--to', required=True, help='file to write')
     command(bench, 'bench', 'bench')
 
-# %% ../nbs/90_cli.ipynb #68f9c361
+# %% ../nbs/90_cli.ipynb #03ca319f
+def add_audit_commands(command): # what adds a command
+    "The commands that judge synthetic images and give them away."
+    u, x = command(audit, 'audit', 'audit runs/nih_pneumonia/quick-s0-0123456789'), command(export, 'export', 'export runs/nih_pneumonia/quick-s0-0123456789 --to synthetic --n 500')
+    for o in (u, x): o.add_argument('run', help='folder of a finished run'+', or of a study'*(o is x)); o.add_argument('--n', type=int, help='images (default: as the run)'); o.add_argument('--seed', type=int, help='seed of the noise (default: as the run)')
+    u.add_argument('--json', action='store_true', help='for machines')
+    x.add_argument('--to', required=True, help='folder to write'); x.add_argument('--generator', help='of a study: which one (default: the first)'); x.add_argument('--cache', help='of a study: as it was given there'); x.add_argument('--allow-failed-audit', action='store_true', help='write although the audit did not pass; the card then says so')
+
+# %% ../nbs/90_cli.ipynb #1429cbbb
 def parser():
     "The argument parser of the command line."
     p = argparse.ArgumentParser('gansynth', description='Would synthetic images from a GAN make my classifier better?')
@@ -251,12 +266,10 @@ def parser():
     add_data_commands(command, sub)
     add_study_commands(command)
     add_gan_commands(command)
-    u, x = command(audit, 'audit', 'audit runs/nih_pneumonia/quick-s0-0123456789'), command(export, 'export', 'export runs/nih_pneumonia/quick-s0-0123456789 --to synthetic --n 500')
-    for o in (u, x): o.add_argument('run', help='folder of a finished run'); o.add_argument('--n', type=int, help='images (default: as the run)'); o.add_argument('--seed', type=int, help='seed of the noise (default: as the run)')
-    u.add_argument('--json', action='store_true', help='for machines'); x.add_argument('--to', required=True, help='folder to write'); x.add_argument('--allow-failed-audit', action='store_true', help='write although the audit did not pass; the card then says so')
+    add_audit_commands(command)
     return p
 
-# %% ../nbs/90_cli.ipynb #e23a3e88
+# %% ../nbs/90_cli.ipynb #58ed8f19
 def main(argv=None): # list of arguments; None = those of the process
     "The command `gansynth`; returns the exit code."
     a = parser().parse_args(argv)

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['with_paths', 'set_up', 'shelf_of', 'folder_of', 'words_of', 'make_plan', 'perform_in_notebook', 'as_json',
-           'record_of', 'failures', 'tell', 'keep_notebook', 'is_done', 'run_design', 'collect_study']
+           'record_of', 'failures', 'tell', 'keep_notebook', 'is_done', 'run_design', 'collect_study', 'images_of']
 
 # %% ../nbs/89_grid.ipynb #48267f95
 import json, shutil, sys, time
@@ -12,7 +12,7 @@ from dataclasses import asdict, replace
 from pathlib import Path
 
 from .answers import make_study_report
-from .cells import describe_split, external_of, gather, parts_of, perform, tasks_of
+from .cells import describe_split, external_of, gather, kept_set, parts_of, perform, tasks_of
 from .core import UserError, atomic, cache_folder, environment, hash_of, load_json, pick_device, root, save_json, save_text
 from .designs import Cell, as_yaml, cells, check_counts, find_design
 from .findings import Findings
@@ -143,3 +143,16 @@ def collect_study(folder, out): # of a finished study; folder to write
     for p in [folder/'study.json', *sorted((folder/'tables').rglob('*.*'))]:
         with atomic(out/p.relative_to(folder)) as tmp: shutil.copyfile(p, tmp)
     return out
+
+# %% ../nbs/89_grid.ipynb #0428ca94
+def images_of(folder, generator='', gan_seed=None, cache=''): # of a study; name and seed of a generator, by default the first; of the shelf
+    "([Synthetic, audit and fidelity of each class], source of the data) of a study's synthetic set, at its largest fraction. Raises UserError."
+    if not (Path(folder)/'design.yaml').is_file(): raise UserError(f'{folder} holds no design.yaml: it is no folder of `gansynth study`')
+    design, shelf = with_paths(find_design(Path(folder)/'design.yaml')), shelf_of(cache)
+    splits = {k: r for k, (r, _) in set_up(design).items()}
+    keys = {t.args['sid']: t.key for t in tasks_of(design, cells(design), splits) if t.kind == 'set'}
+    there = [s for s in sorted(keys, key=lambda s: -s.fraction) if s.generator == (generator or s.generator) and s.gan_seed == (s.gan_seed if gan_seed is None else gan_seed) and shelf.has(keys[s])]
+    if not there: raise UserError(f'no set of generator {generator or "any"}{"" if gan_seed is None else f" with seed {gan_seed}"} lies on the shelf; the design has {", ".join(sorted({f"{s.generator} seed {s.gan_seed}" for s in keys}))}. Run the study again')
+    record, arrays = shelf.read(keys[there[0]])
+    m = splits[there[0].split, there[0].fraction]['manifest']
+    return [(s, record['classes'][s.class_name]) for s in kept_set(record, arrays, m['classes'], there[0].gan_seed)], m['source']

@@ -265,7 +265,7 @@ def test_shipped(path):
 
 def test_what_ships():
     names = {p.stem for p in SHIPPED}
-    assert names == {*STUDIES, 'does_it_help', 'smoke', 'full_protocol'}
+    assert names == {*STUDIES, 'does_it_help', 'smoke', 'full_protocol', 'pneumoniamnist'}
     d = find_design('full_protocol')
     assert {*d.arms} == {*ARMS} and len(d.seeds) == 10 and all(len(g.seeds) == 3 for g in d.generators) and d.fractions == (.05, .1, .2, .5, 1.) and max(d.ratios) == 3
     d = find_design('does_it_help')

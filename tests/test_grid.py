@@ -191,3 +191,15 @@ def test_a_collected_study_names_no_path(done, tmp_path):
     assert {'study.json', 'tables'} == {p.name for p in out.iterdir()} and not list(out.rglob('*.npz'))
     for p in [*out.rglob('*.json'), *out.rglob('*.csv')]: assert str(folder.parent) not in p.read_text() and str(ROOT) not in p.read_text(), p
     with pytest.raises(UserError, match='not finished'): collect_study(tmp_path, tmp_path/'no')
+
+
+def test_the_images_of_a_study_can_be_exported(done, tmp_path):
+    place, folder = done
+    asked = ('export', folder, '--cache', place/'shelf', '--to', tmp_path/'out', '--n', 5)
+    refused = gansynth(*asked)
+    assert refused.returncode == 1 and 'did not pass' in refused.stderr and not (tmp_path/'out').exists()
+    written = gansynth(*asked, '--allow-failed-audit', '--generator', 'fresh')
+    assert written.returncode == 0, written.stderr
+    assert {p.name for p in (tmp_path/'out').iterdir()} == {'normal', 'pneumonia'} and len(list((tmp_path/'out').rglob('*.png'))) == 10
+    lost = gansynth(*asked, '--generator', 'frehs')
+    assert lost.returncode == 1 and 'fresh seed 0' in lost.stderr
