@@ -9,7 +9,7 @@ __all__ = ['MAKERS', 'CODE', 'parts_of', 'external_of', 'describe_split', 'of_cl
            'set_key', 'cell_key', 'tasks_of', 'perform', 'found_for', 'predictions_of', 'set_rows', 'gather']
 
 # %% ../nbs/84_cells.ipynb #84ac3a24
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from functools import lru_cache
 from pathlib import Path
 
@@ -53,7 +53,7 @@ def external_of(design): # Design
     data, own = _loaded(design.external, design.size, '', design.classes, design.positive), _loaded(design.source, design.size, design.patients, design.classes, design.positive)
     if data.classes != own.classes: raise UserError(f'external: {design.external} has the classes {" and ".join(data.classes)}, the data {" and ".join(own.classes)}: name classes and positive so that both agree')
     if both := sorted(set(data.hashes) & set(own.hashes)): raise UserError(f'external: {len(both)} pictures of {design.external} are in the data too, so it is no other site')
-    return data
+    return replace(data, **{k: np.char.add('external:', getattr(data, k)) for k in ('ids', 'patients')}) # names that both sets use are different people
 
 # %% ../nbs/84_cells.ipynb #4108f371
 def describe_split(design, parts): # Design; Split

@@ -105,7 +105,7 @@ def results_part(r): # Results
     out += [f"<p class='small'>{e(caption(r))}</p>"]
     if r.study['published']: out += ['<h2>Published and measured</h2>', table_html(published_table(r)), f"<p class='small'>Published figures: {e(r.study['published_data'])}; n and constant predictor as printed, or as they follow from the text. {e(said)}</p>"]
     if len(answers): out += ['<h2>Questions and answers</h2>', table_html(answers), "<p class='small'>The questions were written down before the runs. p is adjusted by Holm's method over all of them.</p>"]
-    if r.groups is not None and r.groups.auroc.notna().any(): out += ['<h2>For whom?</h2>', table_html(groups_table(r), ''), f"<p class='small'>{e(GROUPS)}</p>"]
+    if r.groups is not None: out += ['<h2>For whom?</h2>', *([table_html(groups_table(r), ''), f"<p class='small'>{e(GROUPS)}</p>"] if r.groups.auroc.notna().any() else ['<p>No group has ten patients of the rarer class, so there is no number for any.</p>'])]
     return out
 
 def records_part(r): # Results
