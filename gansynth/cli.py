@@ -224,7 +224,7 @@ def add_study_commands(command): # what adds a command
         if f is plan: continue
         s.add_argument('--backend', default='loky', help='loky, threading, dask, ray, spark or here; dask:ADDRESS and ray:ADDRESS for a cluster (default: loky)')
         s.add_argument('--runs', help='folder of all runs (default: runs)'); s.add_argument('--notebooks', action='store_true', help='run each classifier as a notebook and keep it')
-        s.add_argument('--force', action='store_true', help='make everything again; the earlier folder is kept under another name')
+        s.add_argument('--force', action='store_true', help='make everything again but the trained GANs; the earlier folder is kept under another name')
 
 def add_gan_commands(command): # what adds a command
     "The commands around a single generator, and the bench."

@@ -21,7 +21,7 @@ from .pools import n_jobs
 from .processes import locked
 from .shelf import Shelf
 from .sources import absolute_spec
-from .studies import commit, execute, notebook_path
+from .studies import commit, execute, keep_earlier, notebook_path
 from .workers import run_all
 
 # %% ../nbs/89_grid.ipynb #eed77f9c
@@ -116,6 +116,7 @@ def run_design(design, runs=None, cache='', jobs=0, backend='loky', notebooks=Fa
     design, shelf = with_paths(find_design(design)), shelf_of(cache)
     splits = set_up(design)
     folder = folder_of(design, splits, runs)
+    if force and folder.exists(): keep_earlier(folder)
     with locked(folder/'.lock'):
         made = load_json(folder/'plan.json') if (folder/'plan.json').is_file() else make_plan(design, splits, shelf, jobs)
         tasks = tasks_of(design, [Cell(**c) for c in made['cells']], {k: r for k, (r, _) in splits.items()}, str((folder/'cells').resolve()) if notebooks else '')

@@ -63,6 +63,14 @@ def test_the_design_that_was_kept_runs_again_as_it_stands(done, quick):
     assert run_design(folder/'design.yaml', place/'runs', str(place/'shelf'), backend='here') == folder
 
 
+def test_force_keeps_the_earlier_folder(tmp_path, quick):
+    one = replace(TINY, arms=('raw', 'class_weights'), generators=(), seeds=(0,))
+    folder = run_design(one, tmp_path/'runs', str(tmp_path/'shelf'), backend='here')
+    before = tables(folder)
+    assert run_design(one, tmp_path/'runs', str(tmp_path/'shelf'), backend='here', force=True) == folder
+    assert outcomes(folder)['done'] == 2 and tables(folder) == before == tables(folder.with_name(f'{folder.name}.old1'))
+
+
 def test_a_changed_seed_makes_only_what_stands_on_it(done, quick):
     place, folder = done
     other = run_design(replace(TINY, seeds=(0, 5)), place/'runs', str(place/'shelf'), backend='here')
