@@ -198,6 +198,7 @@ def machine_of(design): # Design
     device = pick_device(design.device)
     return [device.type, pick_precision(design.precision, device)]
 
+# %% ../nbs/84_cells.ipynb #db0094e3
 def set_key(design, sid, manifest): # Design; SetId; of its split
     "Hash of all that a synthetic set depends on."
     g = next(g for g in design.generators if g.name == sid.generator)
