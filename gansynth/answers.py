@@ -49,7 +49,7 @@ def statistics_words(r): # Records
     k = int((r.tables['contrasts'].family == 'primary').sum())
     def at(x): return listed([f'{NONE if d is None else f"{d:.3f}"} at AUROC {float(b):.2f}' for b, d in (x.get('smallest') or {x.get('auroc', 'nan'): x.get('difference')}).items()])
     seen = '; '.join(dict.fromkeys(f"{share(x['fraction'])}: {at(x)} ({x.get('n_pos', x.get('n_positive_patients', NONE))} positive and {x.get('n_neg', x.get('n_negative_patients', NONE))} negative patients)" for x in r.plan.get('detectable') or []))
-    return (f"Outcome: AUROC on the test part. Intervals: seeds, then patients are drawn again {r.design.get('n_boot', NONE)} times, the same draw for both arms. Holm's correction over {counted(k, 'primary contrast')}. Equivalence: 90 % interval within {r.margin:g}, fixed beforehand. "
+    return (f"Outcome: AUROC on the test part. Intervals: patients are drawn again {r.design.get('n_boot', NONE)} times, the same draw for both arms; the luck of runs and generators by Student's t. Holm's correction over {counted(k, 'primary contrast')}. Equivalence: 90 % interval within {r.margin:g}, fixed beforehand. "
             f"Smallest difference that could be detected, worked out before the results: {seen or NONE}.")
 
 def audit_words(r): # Records

@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['AGES', 'recalibration', 'brier', 'temperature', 'apply_temperature', 'ece', 'ece_floor', 'threshold_at_specificity',
-           'calibration_table', 'decision_curve', 'plot_decision_curve', 'subgroups', 'choose_base', 'contrasts',
-           'learning_curve', 'equivalent_patients', 'arm_samples', 'worth']
+           'calibration_table', 'decision_curve', 'plot_decision_curve', 'subgroups', 'choose_base', 'by_gan',
+           'contrasts', 'learning_curve', 'equivalent_patients', 'arm_samples', 'worth']
 
 # %% ../nbs/62_calibration.ipynb #978c402c
 import numpy as np, pandas as pd
@@ -14,7 +14,7 @@ from scipy.optimize import brentq
 from scipy.special import expit, logit
 
 from .core import OKABE_ITO, UserError
-from .evaluation import align, at_threshold, auroc, bootstrap_p, check_scores, draw_seeds, interval, measure, patient_resamples, sample_sizes, verdict
+from .evaluation import align, at_threshold, auroc, bootstrap_p, check_scores, drawn_means, interval, measure, patient_resamples, sample_sizes, verdict
 from .statistics import holm, tost_resampled
 
 # %% ../nbs/62_calibration.ipynb #57078303
@@ -137,16 +137,17 @@ def _bands(age):
     names = [f'{a}-{b - 1}' for a, b in zip(AGES, AGES[1:])]
     return pd.cut(pd.to_numeric(age, errors='coerce'), AGES, right=False, labels=names).astype(object).fillna('unknown')
 
-def _pooled(y, runs, w, seed):
-    "(mean AUROC over runs (S,n), its (B,) resamples over patients, then seeds)."
-    return float(np.mean([auroc(y, p) for p in runs])), draw_seeds(np.stack([auroc(y, p, w) for p in runs]), seed)
+def _pooled(y, runs, w, arms=1, seed=0):
+    "(mean AUROC over runs (S,n), its (B,) resamples)."
+    value, samples = ([auroc(y, p, v) for p in runs] for v in (None, w))
+    return float(np.mean(value)), drawn_means(value, samples, (0, 1), arms, seed)
 
 def _in_group(y, patients, runs, B, seed, min_patients):
     "Mean AUROC over `runs` (S,n) with interval, sizes, and a note where there is no number."
     rarer = min(len(set(patients[y == c])) for c in (0, 1))
     out = dict(**sample_sizes(y, patients), auroc=np.nan, low=np.nan, high=np.nan, note='')
     if rarer < min_patients: return out | dict(note=f'no number: {rarer or "no"} patient{"s"*(rarer != 1)} with the rarer class, fewer than {min_patients}')
-    value, samples = _pooled(y, runs, patient_resamples(patients, y, B, seed), seed)
+    value, samples = _pooled(y, runs, patient_resamples(patients, y, B, seed))
     low, high = interval(samples)
     return out | dict(auroc=value, low=low, high=high)
 
@@ -185,6 +186,12 @@ def _paired(preds, base, metric, thresholds):
     return y, patients, seeds[base], [a for a in arms if a != base], of
 
 # %% ../nbs/62_calibration.ipynb #06e82cc9
+def by_gan(v, # (S, ...) a value for each run
+           gans): # (S,) the GAN behind each run; empty where there is none
+    "(units, ...) what differs by luck: means over the runs of a GAN, or the runs where there are not three GANs."
+    v, names = np.asarray(v), list(dict.fromkeys(gans))
+    return v if len(names) < 3 else np.stack([v[np.array([g == h for g in gans])].mean(0) for h in names])
+
 def contrasts(preds, # a predictions table of one test part: the base and every arm of the family
               base, # arm to compare with, from `choose_base`
               metric='auroc', # one of evaluation.METRICS
@@ -195,10 +202,10 @@ def contrasts(preds, # a predictions table of one test part: the base and every 
     "One row an arm as from `evaluation.contrast`, with p_holm, p_tost, word, sentence. Raises UserError."
     y, patients, seeds, arms, of = _paired(preds, base, metric, thresholds)
     w, gans = patient_resamples(patients, y, B, seed), [(gan_of or {}).get(s, s) for s in seeds]
-    def by_gan(d): return np.stack([d[[g == h for g in gans]].mean(0) for h in dict.fromkeys(gans)])
     zero, resampled, rows = of(base, None), of(base, w), []
     for arm in arms:
-        value, d = by_gan(of(arm, None) - zero), draw_seeds(by_gan(of(arm, w) - resampled), seed)
+        value, samples = by_gan(of(arm, None) - zero, gans), by_gan(of(arm, w) - resampled, gans)
+        d = drawn_means(value, samples)
         (low, high), (low90, high90) = interval(d), interval(d, .9)
         rows.append(dict(arm=arm, base=base, metric=metric, difference=float(value.mean()), low=low, high=high, low90=low90, high90=high90,
                          p=bootstrap_p(d), p_tost=tost_resampled(d, margin), n_seeds=len(seeds), n_gans=len(set(gans)), **sample_sizes(y, patients), n_rarer=min(len(set(patients[y == c])) for c in (0, 1))))
@@ -236,7 +243,8 @@ def arm_samples(preds, # a predictions table of one test part
     "{arm: (mean AUROC over seeds, (B,) resamples)}; the same resamples for all arms. Raises UserError."
     y, patients, scores = align(preds)
     w = patient_resamples(patients, y, B, seed)
-    return {arm: _pooled(y, np.stack([p for (b, _), p in scores.items() if b == arm]), w, seed) for arm in dict.fromkeys(a for a, _ in scores)}
+    arms = list(dict.fromkeys(a for a, _ in scores))
+    return {arm: _pooled(y, np.stack([p for (b, _), p in scores.items() if b == arm]), w, len(arms), [seed, i]) for i, arm in enumerate(arms)}
 
 def _say(n): return 'more than were measured' if n == np.inf else 'fewer than were measured' if n == -np.inf else str(round(n))
 

@@ -16,11 +16,11 @@ import matplotlib.pyplot as plt
 from fastcore.basics import patch
 
 from .core import UserError, save_text, use_style
-from .evaluation import METRICS, NAMES, draw_seeds, interval, measure, plot_roc
-from .calibration import worth
+from .evaluation import METRICS, NAMES, RANGE, drawn_means, interval, measure, plot_roc
+from .calibration import by_gan, worth
 from .collection import keep_figure
 from .charts import plot_curve, plot_doses, plot_forest, plot_generators, plot_orders
-from .comparisons import MEASURED, TWINS, Evidence, by_gan, candidates, compare_all, gans_of, opponent
+from .comparisons import MEASURED, TWINS, Evidence, candidates, compare_all, gans_of, opponent
 
 # %% ../nbs/86_findings.ipynb #854361da
 ABOUT = dict(key='hash of all that the result depends on', split="seed of the split into parts; 'all' in `contrasts`: over all splits", fraction='share of the real patients that were used, in (0,1]', classifier='name in the design',
@@ -68,7 +68,7 @@ def results(e): # Evidence
             numbers, samples = ([part.every(a, r, i) for r in a.runs] for i in (0, 1))
             for m in MEASURED:
                 v, x = (by_gan([one[m] for one in every], gans_of([a], a.runs)) for every in (numbers, samples))
-                rows.append(_row(place, part.sizes, (a.label, a.arm, a.generator, a.ratio), m, v.mean(), draw_seeds(x), len(a.runs)))
+                rows.append(_row(place, part.sizes, (a.label, a.arm, a.generator, a.ratio), m, v.mean(), drawn_means(v, x, RANGE.get(m, (0, 1))), len(a.runs)))
         p, share, seen = np.full(len(part.y), float(part.y.mean() > .5)), part.y.mean(), part.w @ part.y/part.w.sum(1)
         none = {m: (np.nan, [np.nan]) for m in MEASURED} | {m: (v, measure(part.y, p, .5, part.w, [m])[m]) for m, v in measure(part.y, p, .5).items()} | dict(brier=(share*(1 - share), share**2 + seen*(1 - 2*share)))
         rows += [_row(place, part.sizes, ('constant', 'constant', '', 0.), m, *none[m], 0) for m in MEASURED]
@@ -133,8 +133,8 @@ def worths(e): # Evidence
         long = {k: ways for (s1, c1, k), ways in every.items() if (s1, c1) == (s, c) and not ways[0].generator and len({patients_of(a) for a in ways}) >= 4}
         if not long or len({e.parts[a.split, a.fraction, 'test'].key for ways in long.values() for a in ways}) > 1: continue
         real = max(long.values(), key=lambda ways: np.mean([a.valid for a in ways]))
-        sizes, curve = [patients_of(a) for a in real], [e.pooled(a) for a in real]
-        rows += [dict(split=s, classifier=c, label=a.label, **worth(sizes, curve, patients_of(a), e.pooled(a))) for b in real for a in candidates(e.ways[s, b.fraction, c]).values()]
+        sizes, curve = [patients_of(a) for a in real], [e.pooled(a, arms=len(real) + 1) for a in real]
+        rows += [dict(split=s, classifier=c, label=a.label, **worth(sizes, curve, patients_of(a), e.pooled(a, arms=len(real) + 1))) for b in real for a in candidates(e.ways[s, b.fraction, c]).values()]
     return rows
 
 # %% ../nbs/86_findings.ipynb #247e6bf7

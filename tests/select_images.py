@@ -14,18 +14,18 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 from torch.nn.functional import cross_entropy
 
-from gansynth.calibration import contrasts
+from gansynth.calibration import by_gan, contrasts
 from gansynth.classifier_training import Stage, predict
 from gansynth.core import atomic, environment, hash_of, load_json, root, save_json, save_text, set_seed
 from gansynth.data import count, index_batches, load, split
-from gansynth.evaluation import align, auroc, constant_predictor, draw_seeds, interval, patient_resamples
+from gansynth.evaluation import align, auroc, constant_predictor, drawn_means, interval, patient_resamples
 from gansynth.features import random_conv
 from gansynth.gan_training import train_gan
 from gansynth.gans import to_unit
 from gansynth.regimes import make_arm, real_stage
 from gansynth.synthesis import at_random, compose, discriminator_score, diverse, export_set, label_agreement, load_set, no_near_copies, realism, synthesise, top
 
-DESIGN = dict(size=32, imbalance_ratio=5, fraction=.25, pool=2000, chosen=250, gan=dict(steps=600, batch=16), classifier=dict(steps=400, batch=64, epochs=8, lr=2e-3), gans=2, classifiers=5, margin=.02, resamples=2000)
+DESIGN = dict(size=32, imbalance_ratio=5, fraction=.25, pool=2000, chosen=250, gan=dict(steps=600, batch=16), classifier=dict(steps=400, batch=64, epochs=8, lr=2e-3), gans=3, classifiers=5, margin=.02, resamples=2000)
 
 
 # --- networks ------------------------------------------------------------------------------------------------------------
@@ -134,13 +134,13 @@ def tested(parts, runs):
 
 
 def levels(preds, gan_of, B): # predictions; {seed: GAN}
-    "A row for each arm: AUROC, mean over seeds, with its 95 % interval over GANs, then patients; and the constant predictor's."
+    "A row for each arm: AUROC, mean over seeds, with its 95 % interval; and the constant predictor's."
     y, patients, scores = align(preds)
     w, rows = patient_resamples(patients, y, B), [dict(arm='constant', auroc=constant_predictor(y)['auroc'])]
     for arm in preds.arm.unique():
         runs = {s: np.r_[auroc(y, p), auroc(y, p, w)] for (a, s), p in scores.items() if a == arm}
-        by_gan = np.stack([np.mean([v for s, v in runs.items() if gan_of[s] == g], 0) for g in sorted(set(gan_of.values()))])
-        rows.append(dict(arm=arm, auroc=by_gan[:, 0].mean(), **dict(zip(('auroc_low', 'auroc_high'), interval(draw_seeds(by_gan[:, 1:]))))))
+        units = by_gan(np.stack(list(runs.values())), [gan_of[s] for s in runs])
+        rows.append(dict(arm=arm, auroc=units[:, 0].mean(), **dict(zip(('auroc_low', 'auroc_high'), interval(drawn_means(units[:, 0], units[:, 1:], (0, 1)))))))
     return pd.DataFrame(rows)
 
 
@@ -159,7 +159,7 @@ def write(parts, spare, runs, out, name): # Split; Images; folder of the cells, 
     table = levels(preds, gan_of, B).merge(about.groupby('arm').agg(**first, **mean).reset_index(), how='left').merge(judged(preds, gan_of, margin, B), how='left', on='arm')
     save_text(table.to_csv(index=False, float_format='%.5f'), out/'rules.csv')
     save_json(dict(data=f'{name}, {DESIGN["size"]}x{DESIGN["size"]}', classes=list(spare.classes), design=DESIGN, split=parts.manifest['hash'], images=parts.manifest['counts'], generator='DCGAN of study 1, trained on the positive images of the training part', generators=sorted(about.generator.dropna().unique()),
-                   seeds=sorted(gan_of), features=random_conv().name, spare=count(spare)[spare.classes[1]], fixed_beforehand='arms, steps, seeds, margin and families; the share of patients was chosen on the validation part, by the room between raw and more real',
+                   seeds=sorted(gan_of), features=random_conv().name, spare=count(spare)[spare.classes[1]], fixed_beforehand='arms, steps, seeds, margin and families; the share of patients was chosen on the validation part, by the room between raw and more real; the third GAN was added after a first look at the results of two',
                    environment=environment(torch.device('cpu'))), out/'provenance.json')
     return table
 

@@ -7,6 +7,7 @@ import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 import pytest
+from scipy.stats import binom, sem, t as student_t
 from sklearn import metrics as sk
 from sklearn.datasets import load_breast_cancer
 
@@ -235,11 +236,29 @@ def test_summary_of_two_arms_three_seeds_600_images():
     t.pop(('gan_aug', 2))
     with pytest.raises(ValueError, match='gan_aug.*Mend'): ev.summarise(d, t, B=10)
 
-def test_pooled_interval_contains_the_seeds_variance():
-    flat = np.repeat([[.7], [.8], [.9]], 20_000, axis=1)
-    assert ev.draw_seeds(flat).var() == pytest.approx(np.var([.7, .8, .9], ddof=1)/3, rel=.03)
+@pytest.mark.parametrize('values', [[.7, .8], [.7, .8, .9], [.01, .05, .02, -.03, .04]])
+def test_where_patients_are_alike_the_interval_is_the_t_interval(values):
+    flat = np.repeat(np.array(values)[:, None], 20_000, axis=1)
+    for level in (.9, .95):
+        want = student_t.interval(level, len(values)-1, np.mean(values), sem(values))
+        assert ev.interval(ev.drawn_means(values, flat, (-np.inf, np.inf)), level) == pytest.approx(want, abs=2e-3)
+    assert ev.drawn_means(values, flat, (0, 1)).max() <= 1
+
+def test_one_seed_leaves_the_patients_and_arms_draw_their_own_luck():
     one = np.random.default_rng(0).random((1, 50))
-    assert (ev.draw_seeds(one) == one[0]).all()
+    assert (ev.drawn_means(one[:, 0], one) == one[0]).all()
+    flat = np.repeat([[.7], [.8], [.9]], 4000, axis=1)
+    a, b = (ev.drawn_means(flat[:, 0], flat, (-np.inf, np.inf), seed=k) for k in (0, 1))
+    assert abs(np.corrcoef(a, b)[0, 1]) < .1
+    assert ev.interval(ev.drawn_means(flat[:, 0], flat, (-np.inf, np.inf), arms=6)) == pytest.approx(student_t.interval(.95, 12, .8, sem(flat[:, 0])), abs=2e-3)
+
+def test_null_of_three_seeds_whose_luck_is_all_there_is():
+    "Two equal arms on very many patients: the plain bootstrap over seeds sees differences in a quarter of the studies."
+    rng, wrong = np.random.default_rng(0), dict(t=[], bootstrap=[])
+    for n in [3, 5]*300:
+        v = rng.normal(0, .01, n)
+        for k, d in (('t', ev.drawn_means(v, np.repeat(v[:, None], 400, 1))), ('bootstrap', v[rng.integers(n, size=(400, n))].mean(1))): wrong[k].append(ev.interval(d)[0] > 0 or ev.interval(d)[1] < 0)
+    assert binom.ppf(.01, 600, .05)/600 <= np.mean(wrong['t']) <= binom.ppf(.99, 600, .05)/600 and np.mean(wrong['bootstrap']) > .12
 
 def test_contrast_is_paired_antisymmetric_and_never_certain(preds):
     c, back = (ev.contrast(preds, *pair, B=200) for pair in (('gan_aug', 'classic_aug'), ('classic_aug', 'gan_aug')))
