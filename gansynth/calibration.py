@@ -264,5 +264,5 @@ def worth(n, # (k,) real patients of the arm without synthetic images
     if word == 'not identifiable': point = low = high = np.nan
     said = {'not identifiable': f'the curve of real patients does not rise in {lost:.0%} of the resamples, so no number of patients answers the question',
             'outside the curve': f'the AUROC {synthetic[0]:.3f} lies outside what {np.min(n)} to {np.max(n)} real patients reached; nothing is extrapolated'}
-    told = said.get(word) or (f'{_say(point)} further real patients (95 % interval {_say(low)} to {_say(high)})')
+    told = said.get(word) or (f'{_say(point)} further real patient{"s"*(_say(point) != "1")} (95 % interval {_say(low)} to {_say(high)})')
     return dict(n0=n0, worth=point if np.isfinite(point) else np.nan, low=float(low), high=float(high), word=word, sentence=f'Synthetic images beside {n0} real patients: {word}; {told}.')
