@@ -55,7 +55,7 @@ def load_tensors(path, kind): # a .safetensors file written by save_tensors; wha
     size, found = path.stat().st_size, file_hash(path)
     if found != facts['sha256']:
         raise UserError(f"{path} is damaged: {size} bytes with SHA-256 {found[:12]}..., expected {facts['bytes']} bytes with {facts['sha256'][:12]}...; restore it or train again")
-    try: tensors = load_file(path)
+    try: tensors = {k: v.clone() for k, v in load_file(path).items()} # the file is mapped: what is written into it later must not change them
     except SafetensorError as e: raise foreign(str(e)) from None
     refuse_non_finite(tensors, path)
     return tensors, facts

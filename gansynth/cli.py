@@ -4,9 +4,9 @@
 
 # %% auto #0
 __all__ = ['DEFAULT', 'OPTIONS', 'CHANGES', 'run', 'report', 'collect', 'everything', 'list_all', 'data_check', 'data_split',
-           'data_prepare', 'open_run', 'audit', 'export', 'design_of', 'study', 'plan', 'train', 'sample', 'bench',
-           'add_split_options', 'add_data_commands', 'add_study_commands', 'add_gan_commands', 'add_audit_commands',
-           'parser', 'main']
+           'data_prepare', 'open_run', 'audit', 'export', 'share', 'design_of', 'study', 'plan', 'train', 'sample',
+           'bench', 'add_split_options', 'add_data_commands', 'add_study_commands', 'add_gan_commands',
+           'add_audit_commands', 'parser', 'main']
 
 # %% ../nbs/90_cli.ipynb #7075d0ad
 import argparse, json, sys, warnings
@@ -50,9 +50,7 @@ def collect(a):
 # %% ../nbs/90_cli.ipynb #40f57e4b
 def everything():
     "{networks, designs, studies, sources, arms, gans, profiles}: what `gansynth list --json` prints."
-    with warnings.catch_warnings():
-        warnings.simplefilter('ignore') # fastai's own, about versions to come
-        from gansynth import catalogue, classifiers, designs, generators, recipes, regimes, sources
+    from gansynth import catalogue, classifiers, designs, generators, recipes, regimes, sources
     return dict(networks=generators.list_networks(generators.NETWORKS | classifiers.at_hand()), sources={k: f.__doc__ for k, f in sources.SOURCES.items()}, arms={k: f.__doc__ for k, f in regimes.ARMS.items()},
                 studies={k: s['question'] for k, s in catalogue.STUDIES.items()}, designs={k: designs.find_design(k).question for k in designs.shipped_designs()}, gans={k: str(r.pair) for k, r in recipes.RECIPES.items()}, profiles={k: s['profiles'] for k, s in catalogue.STUDIES.items()})
 
@@ -119,13 +117,26 @@ def export(a):
     from gansynth.synthesis import examine, export_set
     if (Path(a.run)/'study.json').is_file():
         from gansynth.grid import images_of
+        from gansynth.sharing import cover
         made, source = images_of(a.run, a.generator or '', a.seed, a.cache or '')
         if failed := [s.class_name for s, r in made if r['verdict'] != 'PASS' and not a.allow_failed_audit]: raise UserError(f"the privacy audit of {' and '.join(failed)} did not pass: nothing was written. Train with more images or fewer steps, or say --allow-failed-audit, which the card will then tell everybody")
-        return print(*(export_set(s.take(slice(a.n), f'the first {a.n}') if a.n else s, Path(a.to)/s.class_name, dict(verdict=r['verdict'], words=r['words']), None, source, a.allow_failed_audit) for s, r in made), sep='\n')
+        for s, r in made: print(export_set(s.take(slice(a.n), f'the first {a.n}') if a.n else s, Path(a.to)/s.class_name, dict(verdict=r['verdict'], words=r['words']), None, source, a.allow_failed_audit))
+        cover(a.to)
+        return
     *images, manifest, gan = open_run(a.run, a.n, a.seed)
     found = examine(*images, gan=gan)
     kid = {r['metric']: f"{r['value']:.4f} [{r['low']:.4f}, {r['high']:.4f}]; real against real {r['floor']:.4f}, n = {r['n']}" for r in found['fidelity'] if r.get('value') is not None and r['metric'].startswith('KID')}
     print(export_set(images[0], a.to, found['audit'], kid, manifest['source'], a.allow_failed_audit))
+
+# %% ../nbs/90_cli.ipynb #f27510c0
+def share(a):
+    "Write a generator or exported sets as a folder that others can use, without the ids of training images, and send it to the Hugging Face Hub if asked; refused when the audit did not pass."
+    from gansynth.sharing import push, refuse_name, share
+    if not a.to and not a.push: raise UserError('say --to FOLDER to write a folder, or --push owner/name to send one that share wrote')
+    if a.push: refuse_name(a.push)
+    folder = share(a.what, a.to, license=a.license, allow_failed_audit=a.allow_failed_audit, with_ids=a.with_ids) if a.to else Path(a.what)
+    if a.to: print(folder)
+    if a.push: print(push(folder, a.push, with_ids=a.with_ids))
 
 # %% ../nbs/90_cli.ipynb #f93f6ae6
 CHANGES = {'data': ('source', OPTIONS['data']), 'size': ('size', 'pixels of a side'), 'patients': ('patients', OPTIONS['patients']), 'classes': ('classes', OPTIONS['classes']), 'positive': ('positive', OPTIONS['positive']),
@@ -243,6 +254,9 @@ def add_audit_commands(command): # what adds a command
     for o in (u, x): o.add_argument('run', help='folder of a finished run'+', or of a study'*(o is x)); o.add_argument('--n', type=int, help='images (default: as the run)'); o.add_argument('--seed', type=int, help='seed of the noise (default: as the run)')
     u.add_argument('--json', action='store_true', help='for machines')
     x.add_argument('--to', required=True, help='folder to write'); x.add_argument('--generator', help='of a study: which one (default: the first)'); x.add_argument('--cache', help='of a study: as it was given there'); x.add_argument('--allow-failed-audit', action='store_true', help='write although the audit did not pass; the card then says so')
+    h = command(share, 'share', 'share synthetic --to for_others --license cc-by-4.0 --push owner/name')
+    h.add_argument('what', help='a generator (.safetensors), folder of a finished run, or of exported sets; with --push alone, a folder that share wrote'); h.add_argument('--to', help='folder to write'); h.add_argument('--push', metavar='OWNER/NAME', help='send it to a private repository of the Hugging Face Hub')
+    h.add_argument('--license', help='as the Hub names it, e.g. cc-by-4.0 (default: none is named)'); h.add_argument('--allow-failed-audit', action='store_true', help='write although the audit did not pass; the card then says so'); h.add_argument('--with-ids', action='store_true', help='keep the ids of the training images: only where they are public')
 
 # %% ../nbs/90_cli.ipynb #1429cbbb
 def parser():
@@ -272,6 +286,7 @@ def parser():
 # %% ../nbs/90_cli.ipynb #58ed8f19
 def main(argv=None): # list of arguments; None = those of the process
     "The command `gansynth`; returns the exit code."
+    warnings.filterwarnings('ignore', '.*torch.jit.script', FutureWarning) # fastai's own, about versions to come
     a = parser().parse_args(argv)
     try: return a.f(a) or 0
     except UserError as e: print(f'gansynth: {e}', file=sys.stderr); return 1

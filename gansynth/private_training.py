@@ -188,7 +188,7 @@ def promise(patients, sigma, clip, delta, unit, bs, accountant, secret): # see t
     return dict(unit=unit, n=n, sigma=sigma, clip=clip, delta=delta, q=bs/n, accountant=accountant, secret=secret and hashlib.sha256(str(secret).encode()).hexdigest())
 
 # %% ../nbs/36_private_training.ipynb #ad84b966
-def train_private(data, steps, gan='dcgan', # Images to imitate; updates of the generator; a name in gan_training.RECIPES
+def train_private(data, steps, gan='dcgan', # Images to imitate; updates of the generator; a name in recipes.RECIPES
                   sigma=1., clip=1., delta=None, unit='patient', # noise in units of C; C; None = default_delta; 'patient' or 'image': who is protected
                   bs=64, seed=0, secret='new', accountant='rdp', # patients (or images) expected in an update of D; seed of all but noise and choice; see find_secret; 'rdp' or 'prv'
                   device='cpu', nz=None, folder=None, save_every=60., watch=None, snapshots=5, split_hash=None, **changes): # as train_gan; fields of the recipe

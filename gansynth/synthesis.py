@@ -5,7 +5,8 @@
 # %% auto #0
 __all__ = ['USE', 'LIMITS', 'Synthetic', 'synthesise', 'at_random', 'top', 'at_least', 'compose', 'discriminator_score',
            'label_agreement', 'realism', 'near_copies', 'no_near_copies', 'diverse', 'as_many', 'by_chance', 'copied',
-           'examine', 'card', 'card_text', 'export_set', 'load_set']
+           'examine', 'card', 'hub', 'front', 'dataset_front', 'withheld', 'about_ids', 'page', 'refuse_failed',
+           'card_text', 'export_set', 'load_set']
 
 # %% ../nbs/40_synthesis.ipynb #7691f660
 import hashlib
@@ -18,7 +19,7 @@ from PIL import Image
 from scipy.spatial.distance import cdist
 from scipy.stats import fisher_exact
 
-from .core import UserError, atomic, file_hash, load_json, save_json, save_text
+from .core import UserError, atomic, file_hash, hash_of, load_json, save_json, save_text
 from .duplicates import fingerprints, near_pairs
 from .features import random_conv
 from .fidelity import compare
@@ -166,38 +167,75 @@ USE = 'Training classifiers of the named class together with real images, and re
 LIMITS = ('They show what a network made of its training images; no finding in them was seen in a patient.', 'They must not be used to validate or test a model, nor for diagnosis.',
           'They carry the biases of the training images: their patients, devices and labels.')
 
-def card(s, audit=None, fidelity=None, data=None): # Synthetic; results of the audit and of the fidelity check; source of the split's manifest
+def card(s, audit=None, fidelity=None, data=None, license=None): # Synthetic; results of the audit and of the fidelity check; source of the split's manifest; e.g. 'cc-by-4.0'
     "The card as a dict that JSON can hold."
     verdict = (audit or {}).get('verdict', 'not audited')
     return dict(format='gansynth card 1', class_name=s.class_name, n=len(s), size=int(s.images.shape[1]), made_from=dict(data or {}, images=len(s.trained_on), split=s.split_hash),
-                generator=s.generator, seed=s.seed, selection=s.rule, audit=dict(audit or {}, verdict=verdict), fidelity=fidelity or {}, intended_use=USE, limits=list(LIMITS))
+                generator=s.generator, seed=s.seed, selection=s.rule, audit=dict(audit or {}, verdict=verdict), fidelity=fidelity or {}, intended_use=USE, limits=list(LIMITS), license=license, trained_on=list(s.trained_on))
+
+# %% ../nbs/40_synthesis.ipynb #16d6c98a
+def hub():
+    "The package huggingface_hub; raises UserError where it is absent."
+    try: import huggingface_hub
+    except ImportError: raise UserError('huggingface_hub is not installed: pip install "huggingface_hub>=1"') from None
+    return huggingface_hub
+
+def front(kind, **facts): # 'ModelCardData' or 'DatasetCardData'; what the Hub shall know
+    "The head of a README.md in YAML, between two lines."
+    return f'---\n{getattr(hub(), kind)(**facts).to_yaml().strip()}\n---\n'
+
+def dataset_front(n, title, license=None): # images; heading; e.g. 'cc-by-4.0'
+    "The head of a dataset's card: images in folders, one for each class, all in one part."
+    size = ('n<1K', '1K<n<10K', '10K<n<100K', '100K<n<1M', '1M<n<10M')[int(np.digitize(n, (1e3, 1e4, 1e5, 1e6)))]
+    return front('DatasetCardData', license=license, pretty_name=title, task_categories=['image-classification'], size_categories=[size], tags=['synthetic', 'medical', 'gan', 'gansynth'],
+                 configs=[dict(config_name='default', data_files=[dict(split='train', path='**/*.png')], drop_labels=False)])
+
+# %% ../nbs/40_synthesis.ipynb #8adf08da
+def withheld(ids): # ids of images; those that are withheld already stay as they are
+    "A list as long that names nobody: each entry tells a hash of the whole list, and its place."
+    return [i if i.startswith('withheld ') else f'withheld {h} {k} (see README.md)' for h in [hash_of(list(ids))[:20]] for k, i in enumerate(ids)]
+
+def about_ids(ids): # of the images that a generator saw
+    "What a card says about them."
+    if not ids: return ''
+    if list(ids) != withheld(ids): return 'The ids of the training images stand in the JSON file. Where they are not public, give away only the copy that `gansynth share` makes.'
+    return ('The ids of the training images were taken out, so gansynth does not mix these images with real ones. Who holds the training images puts the ids back with `gansynth.sharing.reunite`; '
+            'who knows that none of their own patients was among them says so with `gansynth.sharing.disjoint`.')
+
+# %% ../nbs/40_synthesis.ipynb #67ae5979
+def page(title, intro, rows, c, **sections): # heading; a sentence; [(name, value)]; dict with audit, trained_on, intended_use, limits, license; heading = text
+    "A card in Markdown."
+    verdict, said = c['audit']['verdict'], c['audit'].get('words') or 'No audit was made.'
+    warn = [] if verdict == 'PASS' else [f'> **Warning: the privacy audit says: {verdict}.** This was written all the same because that was asked for.', '']
+    sections = dict(Privacy=f"{said} This is no proof that the generator keeps no patient's image. {about_ids(c['trained_on'])}".strip()) | sections
+    sections |= {'Intended use': c['intended_use'], 'Limits': '\n'.join(f'- {x}' for x in c['limits']), 'Licence': c['license'] or 'None was named: ask whoever gave you this folder before you use or pass it on.'}
+    return '\n'.join([f'# {title}', '', *warn, intro, '', '| | |', '| --- | --- |', *(f'| {k} | {v} |' for k, v in rows), '', *(x for k, v in sections.items() for x in (f'## {k}', '', v, ''))])
+
+def refuse_failed(audit, what): # dict with verdict; 'these images are'
+    "Raise UserError unless the audit passed."
+    if audit['verdict'] != 'PASS': raise UserError(f"the privacy audit says {audit['verdict']!r}: {what} not written. Look at the pairs that it lists, train with more images or fewer steps, or say --allow-failed-audit, which the card will then tell everybody")
 
 # %% ../nbs/40_synthesis.ipynb #4e27f8fe
 def card_text(c): # of `card`
-    "The card in Markdown."
-    passed = c['audit']['verdict'] == 'PASS'
-    warn = [] if passed else [f"> **Warning: the privacy audit of this set says: {c['audit']['verdict']}.** It was written all the same because that was asked for.", '']
-    said = c['audit'].get('words') or 'No audit was made.'
+    "The card as the README.md of a dataset."
     rows = [('images', f"{c['n']} of {c['size']}x{c['size']} pixels"), ('made from', f"{c['made_from']['images']} images of {c['made_from'].get('name', 'a set')}, training part of split {c['made_from']['split'][:10] or 'unknown'}"),
             ('generator', c['generator'][:16]), ('noise', f"seed {c['seed']}"), ('chosen', c['selection'])]
-    return '\n'.join([f"# Synthetic images: {c['class_name']}", '', *warn, 'These images were drawn by a generative adversarial network. None of them shows a patient.', '', '| | |', '| --- | --- |', *(f'| {k} | {v} |' for k, v in rows), '',
-                      '## Privacy', '', f'{said} This is no proof that the generator keeps no patient\'s image.', '', '## Fidelity', '', *([f'- {k}: {v}' for k, v in c['fidelity'].items()] or ['Not measured.']), '',
-                      '## Intended use', '', c['intended_use'], '', '## Limits', '', *(f'- {x}' for x in c['limits']), ''])
+    fidelity = '\n'.join(f'- {k}: {v}' for k, v in c['fidelity'].items()) or 'Not measured.'
+    return dataset_front(c['n'], f"Synthetic images: {c['class_name']}", c['license'])+page(f"Synthetic images: {c['class_name']}", 'These images were drawn by a generative adversarial network. None of them shows a patient.', rows, c, Fidelity=fidelity)
 
 # %% ../nbs/40_synthesis.ipynb #6df64fa3
-def export_set(s, folder, audit=None, fidelity=None, data=None, allow_failed_audit=False): # Synthetic; folder; as for `card`; write although the audit did not pass
-    "Write images, lineage.parquet, card.json and card.md; refused when the audit did not pass. Returns the folder."
-    folder, c = Path(folder), card(s, audit, fidelity, data)
-    if c['audit']['verdict'] != 'PASS' and not allow_failed_audit:
-        raise UserError(f"the privacy audit says {c['audit']['verdict']!r}: these images are not written. Look at the pairs that it lists, train with more images or fewer steps, or say --allow-failed-audit, which the card will then tell everybody")
+def export_set(s, folder, audit=None, fidelity=None, data=None, allow_failed_audit=False, license=None): # Synthetic; folder; as for `card`; write although the audit did not pass; as for `card`
+    "Write images, lineage.parquet, card.json and README.md; refused when the audit did not pass. Returns the folder."
+    folder, c = Path(folder), card(s, audit, fidelity, data, license)
+    allow_failed_audit or refuse_failed(c['audit'], 'these images are')
     if (folder/'card.json').exists(): raise UserError(f'{folder} holds a set already: choose another folder')
     for i, x in zip(s.ids, s.images):
         with atomic(folder/s.class_name/f'{i}.png') as tmp: Image.fromarray(x).save(tmp, 'PNG')
     table = pd.DataFrame(dict(id=s.ids, file=[f'{s.class_name}/{i}.png' for i in s.ids], label=s.class_name, synthetic=True, generator=s.generator, split=s.split_hash, seed=s.seed, rule=s.rule,
                               sha256=[hashlib.sha256(x.tobytes()).hexdigest() for x in s.images]) | s.scores)
     with atomic(folder/'lineage.parquet') as tmp: table.to_parquet(tmp)
-    save_text(card_text(c), folder/'card.md')
-    save_json(c | dict(trained_on=list(s.trained_on), lineage=file_hash(folder/'lineage.parquet')), folder/'card.json')
+    save_text(card_text(c), folder/'README.md')
+    save_json(c | dict(lineage=file_hash(folder/'lineage.parquet')), folder/'card.json')
     return folder
 
 # %% ../nbs/40_synthesis.ipynb #211eb938

@@ -14,6 +14,7 @@ from gansynth.core import UserError, load_json
 from gansynth.designs import Classifier, Design, Generator, as_yaml, cells, sets
 from gansynth.grid import collect_study, run_design
 from gansynth.shelf import Shelf
+from gansynth.sources import open_source
 
 TINY = Design('tiny', 'Does it run?', 'phantom:n_patients=60,prevalence=.5', size=28, arms=('raw', 'class_weights', 'gan_aug'), generators=(Generator('fresh', kind='fresh'),),
               classifiers=(Classifier('cnn', 'fracture_cnn', 'fracture', steps=8, epochs=2, bs=8),), seeds=(0, 1), n_boot=100, device='cpu', precision='float32')
@@ -208,6 +209,6 @@ def test_the_images_of_a_study_can_be_exported(done, tmp_path):
     assert refused.returncode == 1 and 'did not pass' in refused.stderr and not (tmp_path/'out').exists()
     written = gansynth(*asked, '--allow-failed-audit', '--generator', 'fresh')
     assert written.returncode == 0, written.stderr
-    assert {p.name for p in (tmp_path/'out').iterdir()} == {'normal', 'pneumonia'} and len(list((tmp_path/'out').rglob('*.png'))) == 10
+    assert {p.name for p in (tmp_path/'out').iterdir()} == {'normal', 'pneumonia', 'README.md', 'card.json'} and open_source(str(tmp_path/'out')).source['synthetic'] and len(list((tmp_path/'out').rglob('*.png'))) == 10
     lost = gansynth(*asked, '--generator', 'frehs')
     assert lost.returncode == 1 and 'fresh seed 0' in lost.stderr

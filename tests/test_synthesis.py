@@ -115,7 +115,7 @@ def test_written_and_read(tmp_path, pool):
     t = pd.read_parquet(folder/'lineage.parquet')
     assert t.synthetic.all() and set(t.generator) == {pool.generator} and [(folder/f).is_file() for f in t.file] == [True]*9
     c = json.loads((folder/'card.json').read_text())
-    assert c['audit']['verdict'] == 'PASS' and c['n'] == 9 and 'rand-conv' in (folder/'card.md').read_text() and 'private' not in (folder/'card.md').read_text().lower().replace('## privacy', '')
+    assert c['audit']['verdict'] == 'PASS' and c['n'] == 9 and 'rand-conv' in (folder/'README.md').read_text() and 'private' not in (folder/'README.md').read_text().lower().replace('## privacy', '')
 
 
 def test_an_exported_set_is_data_for_nobody_elses_test_part(tmp_path, pool):
@@ -131,7 +131,7 @@ def test_a_failed_audit_stops_the_export(tmp_path, pool, audit):
     with pytest.raises(UserError, match='these images are not written.*--allow-failed-audit'): export_set(pool, tmp_path/'set', audit)
     assert not (tmp_path/'set').exists()
     export_set(pool, tmp_path/'set', audit, allow_failed_audit=True)
-    assert (tmp_path/'set'/'card.md').read_text().split('\n')[2].startswith('> **Warning: the privacy audit of this set says:')
+    assert (tmp_path/'set'/'README.md').read_text().split('\n---\n')[1].split('\n')[2].startswith('> **Warning: the privacy audit says:')
 
 
 def test_nothing_is_overwritten(tmp_path, pool):
