@@ -113,7 +113,7 @@ def one_thread():
     try: yield
     finally:
         torch.set_num_threads(n)
-        os.environ.pop('GANSYNTH_PROGRESS') if said is None else os.environ.update(GANSYNTH_PROGRESS=said)
+        os.environ.pop('GANSYNTH_PROGRESS', None) if said is None else os.environ.update(GANSYNTH_PROGRESS=said)
 
 # %% ../nbs/85_planning.ipynb #1f2bc5ad
 def time_gan(g, train, valid, device, precision): # a Generator; Images twice; torch device; name of a precision

@@ -37,7 +37,7 @@ def threads_as_before():
     try:
         with threadpool_limits(1): yield
     finally:
-        for k, v in old.items(): os.environ.pop(k) if v is None else os.environ.update({k: v})
+        for k, v in old.items(): os.environ.pop(k, None) if v is None else os.environ.update({k: v})
         if torch: torch.set_num_threads(n)
         vars(threading.current_thread()).pop('alone', None)
 
@@ -134,7 +134,7 @@ class Spark(Threads):
         from pyspark.sql import SparkSession
         self.mine = SparkSession.getActiveSession() is None
         os.environ.setdefault('PYSPARK_PYTHON', sys.executable)
-        self.spark = SparkSession.builder.master(address or f'local[{n_jobs(jobs)}]').config(map={'spark.ui.enabled': 'false', 'spark.ui.showConsoleProgress': 'false'}).getOrCreate()
+        self.spark = SparkSession.builder.master(address or f'local[{n_jobs(jobs)}]').config(map={'spark.ui.enabled': 'false', 'spark.ui.showConsoleProgress': 'false', 'spark.python.authenticate.socketTimeout': '120s'}).getOrCreate()
         super().__init__(jobs or self.spark.sparkContext.defaultParallelism, address)
     def submit(self, call):
         context = self.spark.sparkContext

@@ -190,6 +190,7 @@ def execute(path, out, params, progress_file, timeout=None): # notebook; execute
     "Run a notebook; returns (status, sentence): ok, failed, interrupted or terminated."
     partial, kernels, result = Path(out).with_name('partial.ipynb'), [], []
     for name in ('papermill', 'asyncio'): logging.getLogger(name).setLevel(logging.CRITICAL) # what they would log is checked before or reported after
+    before = os.environ.get('GANSYNTH_PROGRESS')
     os.environ |= {'GANSYNTH_PROGRESS': str(progress_file), 'JUPYTER_PREFER_ENV_PATH': '1', 'PYDEVD_DISABLE_FILE_VALIDATION': '1'}
     thread, told = threading.Thread(target=lambda: result.append(run_notebook(path, partial, params, timeout, kernels))), None
     def tell(number): kernels and kernels[0].has_kernel and kernels[0].provisioner.process.send_signal(number)
@@ -203,7 +204,7 @@ def execute(path, out, params, progress_file, timeout=None): # notebook; execute
             if stop(): return 'terminated' if stop() == signal.SIGTERM else 'interrupted', f'interrupted in cell {last_started(partial)}'
         return result[0]
     finally:
-        os.environ.pop('GANSYNTH_PROGRESS', None)
+        os.environ.pop('GANSYNTH_PROGRESS') if before is None else os.environ.update(GANSYNTH_PROGRESS=before)
         if partial.is_file(): os.replace(partial, out)
 
 # %% ../nbs/70_studies.ipynb #0e93e65c

@@ -258,7 +258,7 @@ def test_f14_f15_a_polite_end(tmp_path, data, number, code):
     begun(tmp_path, p)
     t = time.time(); p.send_signal(number)
     err = p.communicate(timeout=60)[1]
-    assert time.time()-t < 5 and p.returncode == code, (p.returncode, err)
+    assert time.time()-t < 5*max(1, os.getloadavg()[0]/os.cpu_count()) and p.returncode == code, (p.returncode, err)
     tensors, facts = last_checkpoint(tmp_path)
     assert not list(tmp_path.glob('.*')) and len(tensors['state.history']) == facts['step'] > 0
     if code == 130: assert f"stopped after step {facts['step']} of 1000000; the same call goes on from there" in err       # saved at the very step it stopped
