@@ -4,12 +4,12 @@
 
 # %% auto #0
 __all__ = ['DEFAULT', 'OPTIONS', 'CHANGES', 'run', 'report', 'collect', 'everything', 'list_all', 'data_check', 'data_split',
-           'data_prepare', 'open_run', 'audit', 'export', 'share', 'design_of', 'study', 'plan', 'train', 'sample',
-           'bench', 'add_split_options', 'add_data_commands', 'add_study_commands', 'add_gan_commands',
-           'add_audit_commands', 'parser', 'main']
+           'data_prepare', 'open_run', 'audit_of_study', 'audit', 'export', 'share', 'design_of', 'study', 'plan',
+           'train', 'sample', 'bench', 'add_split_options', 'add_data_commands', 'add_study_commands',
+           'add_gan_commands', 'add_audit_commands', 'parser', 'main']
 
 # %% ../nbs/90_cli.ipynb #7075d0ad
-import argparse, json, sys, warnings
+import argparse, json, os, sys, warnings
 from pathlib import Path
 
 from .core import UserError, root
@@ -103,8 +103,16 @@ def open_run(folder, n=None, seed=None): # of a run; images; seed of the noise
     return s, parts.train.positives, parts.valid.positives, parts.train.take(parts.train.labels == 0), parts.manifest, gan
 
 # %% ../nbs/90_cli.ipynb #8c71d697
+def audit_of_study(folder, as_json):
+    "Print what the study found for each of its sets; 1 unless all pass."
+    import pandas as pd
+    sets = pd.read_csv(folder/'tables'/'sets.csv', keep_default_na=False)
+    print(sets.to_json(orient='records', indent=1) if as_json else '\n'.join(f'{r.generator} seed {r.gan_seed}, {100*r.fraction:g} % of the patients, split {r.split}, {r.kind}: {r.verdict} - {r.words}' for r in sets.rename(columns={'class': 'kind'}).itertuples()))
+    return int((sets.verdict != 'PASS').any())
+
 def audit(a):
-    "Say whether the generator of a run copied anyone: exit code 1 unless the audit passes."
+    "Say whether the generator of a run copied anyone, or what was found for each set of a study: exit code 1 unless the audit passes."
+    if (Path(a.run)/'study.json').is_file(): return audit_of_study(Path(a.run), a.json)
     from gansynth.synthesis import examine
     *images, _, gan = open_run(a.run, a.n, a.seed)
     found = examine(*images, gan=gan)
@@ -251,7 +259,7 @@ def add_gan_commands(command): # what adds a command
 def add_audit_commands(command): # what adds a command
     "The commands that judge synthetic images and give them away."
     u, x = command(audit, 'audit', 'audit runs/nih_pneumonia/quick-s0-0123456789'), command(export, 'export', 'export runs/nih_pneumonia/quick-s0-0123456789 --to synthetic --n 500')
-    for o in (u, x): o.add_argument('run', help='folder of a finished run'+', or of a study'*(o is x)); o.add_argument('--n', type=int, help='images (default: as the run)'); o.add_argument('--seed', type=int, help='seed of the noise (default: as the run)')
+    for o in (u, x): o.add_argument('run', help='folder of a finished run, or of a study'); o.add_argument('--n', type=int, help='images (default: as the run)'); o.add_argument('--seed', type=int, help='seed of the noise (default: as the run)')
     u.add_argument('--json', action='store_true', help='for machines')
     x.add_argument('--to', required=True, help='folder to write'); x.add_argument('--generator', help='of a study: which one (default: the first)'); x.add_argument('--cache', help='of a study: as it was given there'); x.add_argument('--allow-failed-audit', action='store_true', help='write although the audit did not pass; the card then says so')
     h = command(share, 'share', 'share synthetic --to for_others --license cc-by-4.0 --push owner/name')
@@ -290,5 +298,6 @@ def main(argv=None): # list of arguments; None = those of the process
     a = parser().parse_args(argv)
     try: return a.f(a) or 0
     except UserError as e: print(f'gansynth: {e}', file=sys.stderr); return 1
+    except BrokenPipeError: os.dup2(os.open(os.devnull, os.O_WRONLY), 1); return 141 # who reads has had enough, as in gansynth list | head
     except Terminated as e: print(f'gansynth: {e}; the same command goes on', file=sys.stderr); return e.code
     except KeyboardInterrupt as e: print(f'gansynth: {e or "interrupted"}; the same command goes on', file=sys.stderr); return 130

@@ -202,6 +202,14 @@ def test_a_collected_study_names_no_path(done, tmp_path):
     with pytest.raises(UserError, match='not finished'): collect_study(tmp_path, tmp_path/'no')
 
 
+def test_the_audit_of_a_study_is_told(done):
+    _, folder = done
+    said, records = gansynth('audit', folder), json.loads(gansynth('audit', folder, '--json').stdout)
+    sets = pd.read_csv(folder/'tables'/'sets.csv', keep_default_na=False)
+    assert [r['words'] for r in records] == sets.words.tolist() and all(w in said.stdout for w in sets.words)
+    assert said.returncode == int((sets.verdict != 'PASS').any()) and len(said.stdout.splitlines()) == len(sets), said.stderr
+
+
 def test_the_images_of_a_study_can_be_exported(done, tmp_path):
     place, folder = done
     asked = ('export', folder, '--cache', place/'shelf', '--to', tmp_path/'out', '--n', 5)

@@ -253,6 +253,12 @@ def test_f14_interrupted(tmp_path, signum, code):
     assert load_json(record)['status'] == 'interrupted'
 
 
+def test_who_reads_may_stop_reading():
+    p = subprocess.Popen([COMMAND, 'list', '--json'], cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=os.environ | {'PYTHONUNBUFFERED': '1'})
+    p.stdout.close()
+    assert 'Traceback' not in p.stderr.read() and p.wait(60) == 141
+
+
 def test_list():
     done = gansynth('list', '--json')
     found = json.loads(done.stdout)
