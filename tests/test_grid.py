@@ -217,6 +217,6 @@ def test_the_images_of_a_study_can_be_exported(done, tmp_path):
     assert refused.returncode == 1 and 'did not pass' in refused.stderr and not (tmp_path/'out').exists()
     written = gansynth(*asked, '--allow-failed-audit', '--generator', 'fresh')
     assert written.returncode == 0, written.stderr
-    assert {p.name for p in (tmp_path/'out').iterdir()} == {'normal', 'pneumonia', 'README.md', 'card.json'} and open_source(str(tmp_path/'out')).source['synthetic'] and len(list((tmp_path/'out').rglob('*.png'))) == 10
+    assert {p.name for p in (tmp_path/'out').iterdir()} == {'normal', 'pneumonia', 'README.md', 'card.json'} and open_source(str(tmp_path/'out'))[0].source['synthetic'] and len(list((tmp_path/'out').rglob('*.png'))) == 10
     lost = gansynth(*asked, '--generator', 'frehs')
     assert lost.returncode == 1 and 'fresh seed 0' in lost.stderr
