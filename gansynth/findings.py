@@ -253,7 +253,9 @@ def answer(self:Findings):
 @patch
 def figures(self:Findings):
     "{name: figure} of those that have data: forest, doses, orders, generators, curve, roc."
-    return draw(self.evidence, self.tables, self.predictions, self.words)
+    s = next(p for k, p in self.evidence.parts.items() if k[2] == 'test').sizes
+    about = f"test part: {s['n_images']} images of {s['n_patients']} patients\n{s['n_positive']} positive; {self.cells.run.nunique()} seeds; constant answer: AUROC 0.5"
+    return draw(self.evidence, self.tables, self.predictions, f'{self.words}\n{about}')
 
 @patch
 def save(self:Findings, folder): # is made where needed
