@@ -27,6 +27,7 @@ def slow_to_stop(task, shelf):
     "As training: SIGTERM becomes a note, and the state is saved."
     from gansynth.processes import end_on, stoppable
     with stoppable() as stop:
+        open(task.args['saved']+'.begun', 'w').close()
         for _ in range(300):
             time.sleep(.1)
             if stop():
