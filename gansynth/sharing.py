@@ -53,7 +53,7 @@ def generator_text(gan, audit, made_from=None, license=None): # a Gan; dict(verd
     code = "```python\nfrom gansynth.sharing import open_generator\nfrom gansynth.synthesis import synthesise\nimages = synthesise(open_generator('this folder, or hf://owner/name'), 100, seed=0).images\n```"
     head = front('ModelCardData', license=license, library_name='gansynth', pipeline_tag='unconditional-image-generation', tags=['synthetic', 'medical', 'gan', l['config']['pair']])
     c = dict(audit=audit, trained_on=l['trained_on'], intended_use=USE, limits=LIMITS, license=license)
-    return head+page(title, 'This network learned to draw from the images that are named below. What it draws shows no patient.', rows, c, Drawing=code)
+    return head+page(title, 'This network learned to draw from the images that are named below. What it draws is meant to show no patient; the privacy audit below says how far that was looked into.', rows, c, Drawing=code)
 
 def share_gan(gan, to, audit=None, made_from=None, license=None, allow_failed_audit=False, with_ids=False): # see generator_text; to: folder; with_ids: only where they are public
     "Write weights, lineage and card; refused when the audit did not pass. Returns the folder."
