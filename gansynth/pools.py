@@ -135,7 +135,9 @@ class Spark(Threads):
         self.mine = SparkSession.getActiveSession() is None
         os.environ.setdefault('PYSPARK_PYTHON', sys.executable)
         self.spark = SparkSession.builder.master(address or f'local[{n_jobs(jobs)}]').config(map={'spark.ui.enabled': 'false', 'spark.ui.showConsoleProgress': 'false', 'spark.python.authenticate.socketTimeout': '120s'}).getOrCreate()
-        super().__init__(jobs or self.spark.sparkContext.defaultParallelism, address)
+        context = self.spark.sparkContext
+        if context.master.startswith('local'): context.environment['PYTHONPATH'] = os.pathsep.join(p or os.getcwd() for p in sys.path)   # its workers find what we find, also where Java was started earlier
+        super().__init__(jobs or context.defaultParallelism, address)
     def submit(self, call):
         context = self.spark.sparkContext
         return self.pool.submit(lambda: context.parallelize([0], 1).map(lambda _: call()).collect()[0])

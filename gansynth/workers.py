@@ -143,7 +143,7 @@ def take_in(book, f, key, stopping): # Book; a finished Future; its task; whethe
         book.back(key)
         if not stopping: book.suspects.append(key)
     else:
-        died = {c.__name__ for c in type(e).__mro__} & {'TerminatedWorkerError', 'KilledWorker', 'WorkerCrashedError', 'OutOfMemoryError', 'Py4JJavaError'}
+        died = {c.__name__ for c in type(e).__mro__} & {'TerminatedWorkerError', 'KilledWorker', 'WorkerCrashedError', 'OutOfMemoryError'} or 'Python worker exited unexpectedly' in str(e)    # the last is Spark's
         book.end(key, status='failed', error='its process died, perhaps for lack of memory' if died else sentence(e), worker='', seconds=time.time()-book.running[key])
     return e is not None
 

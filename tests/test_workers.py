@@ -229,9 +229,10 @@ def Shelf_of(content, folder):
 
 
 @pytest.mark.parametrize('backend', ['threading', 'loky', 'dask', 'ray', 'spark'])
-def test_the_same_bytes_everywhere(tmp_path, undisturbed, backend):
+def test_the_same_bytes_everywhere(tmp_path, undisturbed, backend, monkeypatch):
     library = dict(dask='distributed', ray='ray', spark='pyspark').get(backend)
     if library and not importlib.util.find_spec(library): pytest.skip(f'{library} is not installed')
+    if backend == 'spark': monkeypatch.delenv('PYTHONPATH')       # its Java may have been started long before, with other surroundings
     before = children()
     tasks = [*t.grid(), *([] if backend == 'threading' else faulty('exit', 'raise'))]
     try: out = run_all(tasks, t.do, Shelf(tmp_path), 2, backend)
