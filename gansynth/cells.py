@@ -186,8 +186,8 @@ def at_specificity(y, p): # labels and probabilities (n,) of the validation part
     except UserError: return None
 
 # %% ../nbs/84_cells.ipynb #1b974fb7
-CODE = dict(set=('augmentation', 'cells', 'data', 'decoding', 'features', 'fidelity', 'gan_training', 'gans', 'generators', 'health', 'losses', 'phantom', 'privacy', 'recipes', 'synthesis'),
-            cell=('calibration', 'cells', 'classifier_training', 'classifiers', 'data', 'decoding', 'evaluation', 'regimes'))
+CODE = dict(set=('augmentation', 'cells', 'convolutions', 'data', 'decoding', 'features', 'fidelity', 'gan_training', 'gans', 'generators', 'health', 'losses', 'phantom', 'privacy', 'recipes', 'synthesis'),
+            cell=('calibration', 'cells', 'classifier_training', 'classifiers', 'convolutions', 'data', 'decoding', 'evaluation', 'regimes'))
 
 @lru_cache(4)
 def code_of(kind): # 'set' or 'cell'

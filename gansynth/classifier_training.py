@@ -242,7 +242,7 @@ class Trained:
         return dict(arm=self.arm.name, network=self.network, steps=self.steps, n_train=self.arm.n_train, n_synthetic=self.arm.n_synthetic, lr=self.lr[0], best_epoch=int(best.epoch), valid_auroc=best.valid_auroc, valid_loss=best.valid_loss)
 
 # %% ../nbs/52_classifier_training.ipynb #5f94aa28
-CODE = ('classifiers', 'classifier_training') # modules that a classifier depends on
+CODE = ('classifiers', 'classifier_training', 'convolutions') # modules that a classifier depends on
 
 def stage_epochs(stages, n_epoch): # of an Arm; in all
     "Whole epochs for each stage, by their shares, at least one each; raises UserError when there are too few."

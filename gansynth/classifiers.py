@@ -22,7 +22,8 @@ from torch.nn.functional import interpolate, pad
 from torchvision import models
 
 from .checkpoints import fit, load_tensors, save_tensors
-from .core import UserError, autocast, did_you_mean, file_hash
+from .convolutions import computing
+from .core import UserError, did_you_mean, file_hash
 from .generators import glorot_weights
 
 # %% ../nbs/50_classifiers.ipynb #3c1d5d56
@@ -234,5 +235,5 @@ class Precision(nn.Module):
     "Run `model` in 'bfloat16' or 'float32' and return float32 logits."
     def __init__(self, model, precision): super().__init__(); self.model, self.precision = model, precision
     def forward(self, x):
-        with autocast(self.precision, x.device): y = self.model(x.contiguous(memory_format=torch.channels_last))
+        with computing(self.precision, x.device): y = self.model(x.contiguous(memory_format=torch.channels_last))
         return y.float()

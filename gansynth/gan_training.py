@@ -133,7 +133,7 @@ def identity_of(data, gan, bs, seed, device, precision='auto', nz=None, start=No
 # %% ../nbs/26_gan_training.ipynb #7fb0c54b
 def cached_folder(identity, steps, snapshots): # of identity_of; optimiser steps; how many times the monitor looks
     "Where the training of this identity lives in the cache; a change of the code that trains is another place."
-    code = [file_hash(Path(gansynth.__file__).with_name(f'{m}.py')) for m in ('generators', 'losses', 'augmentation', 'gans', 'recipes', 'gan_training', *(('features', 'fidelity', 'health') if identity['monitor'] else ()))]
+    code = [file_hash(Path(gansynth.__file__).with_name(f'{m}.py')) for m in ('generators', 'convolutions', 'losses', 'augmentation', 'gans', 'recipes', 'gan_training', *(('features', 'fidelity', 'health') if identity['monitor'] else ()))]
     return cache_folder()/'gans'/hash_of([identity, steps, snapshots, code])[:20]
 
 def resume(t, folder, identity, allow): # Training; folder or None; identity; go on with other settings

@@ -15,7 +15,8 @@ import torch
 
 from .augmentation import adapt, augment
 from .checkpoints import fit
-from .core import UserError, autocast, did_you_mean, set_seed
+from .convolutions import computing
+from .core import UserError, did_you_mean, set_seed
 from .gans import build_networks
 from .losses import find_loss, gradient_penalty, update_ema, zero_centred
 
@@ -73,7 +74,7 @@ class Training:
 
     @property
     def drawer(self): return self.ema or self.G
-    def cast(self): return autocast(self.config['precision'], self.device)
+    def cast(self): return computing(self.config['precision'], self.device)
     def noise(self, like): return torch.randn(len(like), self.config['nz'], device=self.device, dtype=like.dtype)
     def judge(self, x, *y): return self.D(augment(x, p=self.p) if self.recipe.augment else x, *y)
 

@@ -4,6 +4,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from filelock import FileLock
 from PIL import Image
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -60,11 +61,14 @@ def small_classifier():
 
 @pytest.fixture(scope='session')
 def smoke_run(tmp_path_factory):
-    "One study through papermill at smoke size: (folder of all runs, folder of the run)."
-    runs = tmp_path_factory.mktemp('runs')
-    done = gansynth('run', 'nih_pneumonia', '--profile', 'smoke', '--runs', runs)
+    "One study through papermill at smoke size: (folder of all runs, folder of the run). Made once for all processes of pytest; each has its own copy."
+    mine = tmp_path_factory.getbasetemp()
+    shared, runs = mine.parent if 'PYTEST_XDIST_WORKER' in os.environ else mine, tmp_path_factory.mktemp('runs')
+    with FileLock(shared/'smoke.lock'): done = gansynth('run', 'nih_pneumonia', '--profile', 'smoke', '--runs', shared/'smoke')
     assert done.returncode == 0, done.stderr
-    return runs, Path(done.stdout.strip())
+    run = Path(done.stdout.strip())
+    shutil.copytree(shared/'smoke', runs, dirs_exist_ok=True)
+    return runs, runs/run.relative_to(shared/'smoke')
 
 
 @pytest.fixture(autouse=True, scope='session')
