@@ -96,8 +96,18 @@ def test_a_lost_result_is_made_again_with_the_same_bits(done, quick):
     assert shelf.has(victim) and tables(folder) == before and outcomes(folder)['done'] == 1
 
 
+@pytest.fixture(scope='module')
+def undisturbed(tmp_path_factory):
+    "Folder of the study with a GAN, made in this process in one go."
+    place = tmp_path_factory.mktemp('undisturbed')
+    (place/'d.yaml').write_text(as_yaml(GAN))
+    with pytest.MonkeyPatch.context() as m:
+        m.setattr(grid, 'keep_notebook', lambda folder: None)
+        return run_design(place/'d.yaml', place/'runs', str(place/'shelf'), backend='here')
+
+
 @pytest.mark.parametrize('moment', [2., 6., 11.])
-def test_killed_and_continued(tmp_path, moment, monkeypatch):
+def test_killed_and_continued(tmp_path, moment, undisturbed):
     "With a GAN, in two processes: killed with -9, then run again; the tables are those of an undisturbed run."
     (tmp_path/'d.yaml').write_text(as_yaml(GAN))
     command = [COMMAND, 'study', 'd.yaml', '--runs', 'runs', '--cache', 'shelf', '--jobs', '2']
@@ -110,10 +120,8 @@ def test_killed_and_continued(tmp_path, moment, monkeypatch):
     os.killpg(p.pid, signal.SIGKILL); p.wait()
     again = subprocess.run(command, cwd=tmp_path, env=env, capture_output=True, text=True, timeout=600)
     assert again.returncode == 0, again.stderr
-    monkeypatch.setattr(grid, 'keep_notebook', lambda folder: None)
-    whole = run_design(tmp_path/'d.yaml', tmp_path/'other', str(tmp_path/'other_shelf'), backend='here')
     folder, = (tmp_path/'runs'/'study').iterdir()
-    assert tables(folder) == tables(whole) and whole.name == folder.name
+    assert tables(folder) == tables(undisturbed) and undisturbed.name == folder.name
 
 
 @pytest.mark.parametrize('backend', ['loky', 'dask', 'ray'])
