@@ -7,14 +7,14 @@ __all__ = ['FORMAT', 'refuse_non_finite', 'save_tensors', 'sync_folder', 'load_t
            'save_checkpoint', 'last_checkpoint']
 
 # %% ../nbs/19_checkpoints.ipynb #f309de4e
-import errno, os, re, sys
+import errno, json, os, re, sys
 from contextlib import contextmanager
 from pathlib import Path
 
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
-from .core import UserError, atomic, file_hash, load_json, save_json
+from .core import UserError, atomic, file_hash, hash_of, load_json, save_json
 from .processes import locked
 
 # %% ../nbs/19_checkpoints.ipynb #5a0b8b90
@@ -32,7 +32,8 @@ def save_tensors(tensors, path, kind, **facts): # {name: tensor}; .safetensors f
     with atomic(path) as tmp:
         try: save_file({k: v.detach().cpu().contiguous() for k, v in tensors.items()}, tmp)
         except SafetensorError as e: raise OSError(errno.ENOSPC, f'no space ({e})') from e
-    save_json(dict(format=FORMAT, kind=kind, bytes=path.stat().st_size, sha256=file_hash(path), **facts), f'{path}.json')
+    facts = dict(format=FORMAT, kind=kind, bytes=path.stat().st_size, sha256=file_hash(path), **facts)
+    save_json(facts | dict(papers=hash_of(json.loads(json.dumps(facts, default=str)))), f'{path}.json')
     sync_folder(path.parent)
     return path
 
@@ -52,6 +53,7 @@ def load_tensors(path, kind): # a .safetensors file written by save_tensors; wha
     if not path.is_file() or not Path(f'{path}.json').is_file(): raise foreign('no such file' if not path.is_file() else 'its .json is missing')
     facts = load_json(f'{path}.json')
     if not isinstance(facts, dict) or (facts.get('format'), facts.get('kind')) != (FORMAT, kind): raise foreign('its .json says something else')
+    if facts.pop('papers', None) not in (None, hash_of(facts)): raise UserError(f'{path}.json was changed after it was written; restore it or train again') # older files have no such hash
     size, found = path.stat().st_size, file_hash(path)
     if found != facts['sha256']:
         raise UserError(f"{path} is damaged: {size} bytes with SHA-256 {found[:12]}..., expected {facts['bytes']} bytes with {facts['sha256'][:12]}...; restore it or train again")

@@ -82,6 +82,7 @@ class Transposed(Function):
         (y, w), how, (first, second, *_) = ctx.saved_tensors, ctx.how, ctx.needs_input_grad
         return (Convolution.apply(g, w, *how) if first else None, Weights.apply(g, y, *how, w.shape) if second else None, None, None, None)
 
+# %% ../nbs/21_convolutions.ipynb #88e53149
 class Weights(Function):
     "W(x, y): the gradient of the kernels, (o,c,k,k) of that shape."
     @staticmethod

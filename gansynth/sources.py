@@ -193,7 +193,9 @@ def from_dicom(path, patients='', classes=''):
 # %% ../nbs/08_sources.ipynb #dc76a95a
 def from_synthetic(path, patients='', classes=''):
     "A set that gansynth exported (it holds card.json); never for validation or test."
-    if not (Path(path)/'card.json').is_file(): raise UserError(f'{path} holds no card.json: it is no exported synthetic set')
+    if not (Path(path)/'card.json').is_file():
+        below = sorted(p.parent.name for p in Path(path).glob('*/card.json'))
+        raise UserError(f'{path} holds no card.json: it is no exported synthetic set'+(f'; below it are {", ".join(below)}: name one of them' if below else ''))
     found = from_folder(path)
     return replace(found, table=found.table.assign(patient=found.table.id), source=found.source | dict(kind='synthetic', synthetic=True, notes=['Synthetic images; card.json says what they were made from.']))
 

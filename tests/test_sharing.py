@@ -163,6 +163,10 @@ def test_a_shared_folder_is_never_taken_for_real(home, tmp_path):
         with pytest.raises(UserError, match='never a validation or test part'): split(load(str(folder), 32))
 
 
+def test_sets_without_a_card_above_them_are_named(home):
+    with pytest.raises(UserError, match='below it are not ill, pneumonia: name one of them'): load(str(home), 32)
+
+
 def test_sets_come_back_as_they_were(home, tmp_path):
     back = open_sets(share(home, tmp_path/'two'))
     assert [s.class_name for s in back] == ['not ill', 'pneumonia']
