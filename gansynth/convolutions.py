@@ -132,6 +132,7 @@ def small_conv_transpose2d(input, weight, bias=None, stride=1, padding=0, output
     size = [(s-1)*stride-2*padding+w.shape[2]+more for s in y.shape[2:]]
     return shifted(Transposed.apply(y, w, stride, padding, (len(y), w.shape[1], *size)), bias)
 
+# %% ../nbs/21_convolutions.ipynb #e392e9f5
 TAKEN = {torch.conv2d: small_conv2d, torch.conv_transpose2d: small_conv_transpose2d}
 
 class SmallMaps(TorchFunctionMode):
