@@ -23,7 +23,7 @@ report: .venv/ready  ## run the study at profile quick and write report/index.ht
 
 test: .venv/ready    ## chapters, front page and tests
 	@OMP_NUM_THREADS=1 $(QUIET) nbdev_test --n_workers 2 --do_print
-	OMP_NUM_THREADS=1 python -m pytest -q -n 2 --dist loadfile --no-loadscope-reorder tests
+	OMP_NUM_THREADS=1 python -m pytest -q -n 2 --dist loadfile tests
 
 test-browser: .venv/ready ## JupyterLab and the widgets in Chromium, skipped where there is none
 	@OMP_NUM_THREADS=1 python -m pytest -q tests/browser

@@ -22,11 +22,6 @@ def pytest_configure(config):
     for library in ('ibis', 'pyspark', 'fastai', 'torch'): config.addinivalue_line('filterwarnings', f'ignore:::{library}')     # their own, about versions to come
 
 
-LONG = ('test_planted_truth', 'test_training_faults', 'test_studies', 'test_grid', 'test_study_pneumonia_transfer', 'test_study_covid_ct', 'test_site')   # files that take minutes
-
-def pytest_collection_modifyitems(items): items.sort(key=lambda i: i.path.stem not in LONG)     # first, so that the other process is not left waiting for them at the end
-
-
 def gansynth(*args, cwd=None, **env):
     "Run the command line; returns the finished process."
     return subprocess.run([COMMAND, *map(str, args)], cwd=cwd or ROOT, capture_output=True, text=True, env=os.environ | env, timeout=600)
