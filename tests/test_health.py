@@ -93,6 +93,14 @@ def test_distinct_real_images_are_not(monitor, halves):
     assert row['warnings'] == [] and .8 < row['spread'] < 1.25 and row['kid'] < 5*row['kid_se']
 
 
+def test_black_and_white_drawings_are_judged_like_any(monitor, halves):
+    "0, 1 and 255 alone look like floats that somebody cast to bytes; from a generator they are what it draws."
+    stark = np.random.default_rng(0).choice(np.array([0, 1, 255], 'uint8'), (100, 28, 28), p=[.5, .01, .49])
+    row = seen(monitor, drawer=Replay(stark))
+    assert np.isfinite(row['kid']) and row['kid'] > .5
+    with pytest.raises(UserError, match='cast to bytes'): monitor.extractor(stark)
+
+
 @pytest.mark.parametrize('k', [2, 3, 10])
 def test_a_few_images_are_flagged_by_their_neighbours(monitor, halves, k):
     row = seen(monitor, drawer=Replay(halves[0].images[:k]))
