@@ -19,21 +19,20 @@ from torch.overrides import TorchFunctionMode
 from .core import autocast
 
 # %% ../nbs/21_convolutions.ipynb #28682a18
-def out_size(x, k, stride, padding): # (n,c,h,w); side of the kernel
+def out_size(shape, k, stride, padding): # (n,c,h,w) of the images; side of the kernel
     "(height, width) of the map that a convolution gives."
-    return tuple((s+2*padding-k)//stride+1 for s in x.shape[2:])
+    return tuple((s+2*padding-k)//stride+1 for s in shape[2:])
 
 def im2col(x, k, stride=1, padding=0): # float (n,c,h,w); side of the kernel
     "Patches (n*h_out*w_out, k*k*c), a row for each output pixel. Chellapilla 2006."
-    a, b = out_size(x, k, stride, padding)
+    a, b = out_size(x.shape, k, stride, padding)
     x = pad(x.permute(0, 2, 3, 1), (0, 0, *[padding]*4)).contiguous()
     n, c, (s0, s1, s2, s3) = len(x), x.shape[3], x.stride()
     return x.as_strided((n, a, b, k, k, c), (s0, s1*stride, s2*stride, s1, s2, s3)).reshape(n*a*b, k*k*c)
 
 def col2im(rows, shape, k, stride=1, padding=0): # (n*h_out*w_out, k*k*c); shape (n,c,h,w) of the images; as for im2col
     "The adjoint of im2col: every patch added to its place, (n,c,h,w); bfloat16 is summed in float32."
-    n, c, h, w = shape
-    a, b = ((s+2*padding-k)//stride+1 for s in (h, w))
+    (n, c, h, w), (a, b) = shape, out_size(shape, k, stride, padding)
     rows = rows.view(n, a, b, k, k, c)
     x = rows.new_zeros((n, h+2*padding, w+2*padding, c), dtype=torch.float32 if rows.dtype == torch.bfloat16 else None)
     for i in range(k):
@@ -58,7 +57,7 @@ class Convolution(Function):
     @staticmethod
     def forward(ctx, x, w, stride, padding):
         ctx.save_for_backward(x, w)
-        ctx.how, k, (a, b) = (stride, padding), w.shape[2], out_size(x, w.shape[2], stride, padding)
+        ctx.how, k, (a, b) = (stride, padding), w.shape[2], out_size(x.shape, w.shape[2], stride, padding)
         if not is_small(a*b, stride): return conv2d(x, w, None, stride, padding)
         return (im2col(x, k, stride, padding)@last(w).flatten(1).t()).view(len(x), a, b, -1).permute(0, 3, 1, 2)
 
@@ -111,14 +110,16 @@ def cast(*tensors):
     "As autocast would cast them for a convolution."
     return [t.to(torch.get_autocast_dtype('cpu')) for t in tensors] if torch.is_autocast_enabled('cpu') else tensors
 
-def shifted(y, bias): return y if bias is None else y+bias.to(y.dtype).view(-1, 1, 1)
+def shifted(y, bias):
+    "y plus the bias of each channel, where there is one."
+    return y if bias is None else y+bias.to(y.dtype).view(-1, 1, 1)
 
 # %% ../nbs/21_convolutions.ipynb #64ed7e4f
 def small_conv2d(input, weight, bias=None, stride=1, padding=0, dilation=1, groups=1): # as conv2d
     "conv2d from patches, or as a linear layer where one pixel is left; None where it is not ours."
     stride, padding = only(stride), only(padding)
     if not fits(input, weight, weight.shape[1], stride, padding) or groups != 1 or only(dilation) != 1: return
-    (a, b), k, (h, v) = out_size(input, weight.shape[2], stride, padding), weight.shape[2], input.shape[2:]
+    (a, b), k, (h, v) = out_size(input.shape, weight.shape[2], stride, padding), weight.shape[2], input.shape[2:]
     if min(a, b) < 1 or a*b > WEIGHTS: return
     x, w = cast(input, weight)
     if a*b > 1 or k < padding+max(h, v): return shifted(Convolution.apply(x, w, stride, padding), bias)
@@ -143,5 +144,5 @@ class SmallMaps(TorchFunctionMode):
 
 @contextmanager
 def computing(precision, device): # float32 or bfloat16; torch device
-    "The context in which our networks run: autocast, and on a processor small maps as matrix products."
+    "The context in which classifiers run and GANs are trained: autocast, and on a processor small maps as matrix products."
     with autocast(precision, device), SmallMaps() if device.type == 'cpu' else nullcontext(): yield
