@@ -181,7 +181,7 @@ def run_all(tasks, do, shelf, jobs=0, backend='loky', show=None): # Tasks; funct
     if shelf.url.startswith('memory://') and backend not in ('here', 'threading'): raise UserError(f'{shelf.url} is seen by one process only: name a folder, or use backend=threading')
     book = Book(tasks, shelf)
     if book.waiting:
-        if shelf.folder: save_text('', shelf.folder/'.probe').unlink()      # fails now rather than after an hour
+        if shelf.folder: save_text('', shelf.folder/'.probe').unlink(missing_ok=True) # another run may have taken it away; fails now rather than after an hour
         local = backend in ('here', 'threading')
         with threads_as_before() if local else nullcontext(), nullcontext(lambda: None) if backend == 'here' else stoppable() as stop:
             drive(book, start, do, shelf, show or (lambda *a: None), stop)
