@@ -9,6 +9,7 @@ import pytest
 ROOT = Path(__file__).resolve().parents[2]
 CHROMIUM = next((p for p in map(shutil.which, ('chromium', 'chromium-browser', 'google-chrome')) if p), None)
 sync_api = pytest.importorskip('playwright.sync_api', reason='the Python package playwright is not installed')
+expect = sync_api.expect
 pytestmark = pytest.mark.skipif(not CHROMIUM, reason='no Chromium on this machine')
 
 SETTINGS = {'apputils-extension/notification': dict(fetchNews='false', checkForUpdates=False, doNotDisturbMode=True),   # nothing is asked for outside
@@ -113,15 +114,13 @@ def changes(page, box, act, what):
     "Do something; fails unless the picture in the box becomes another one."
     before = settled(page, box)
     act()
-    for _ in range(100):
+    for _ in range(400):
         if picture(box).get_attribute('src') != before: return
         page.wait_for_timeout(50)
     raise AssertionError(f'{what}: the picture stays as it was')
 
 
-def says(box, words):
-    settled(box.page, box)
-    assert words in picture(box).get_attribute('alt'), picture(box).get_attribute('alt')
+def says(box, words): expect(picture(box)).to_have_attribute('alt', re.compile(words), timeout=20_000)
 
 
 def control(box, name): return box.locator('.widget-inline-hbox, .widget-hslider', has=box.page.locator('.widget-label', has_text=re.compile(f'^{re.escape(name)}$')))
@@ -150,11 +149,11 @@ def choose(page, box, name, label): return changes(page, box, lambda: control(bo
 def press(page, box, name): return changes(page, box, lambda: box.get_by_role('button', name=name, exact=True).click(), name)
 
 
-def boxes(page):
-    "The widgets of the notebook, each with its controls and its picture."
+def boxes(page, n):
+    "The n widgets of the notebook, each with its controls and its picture."
     found = page.locator('.jp-OutputArea-output > .jupyter-widgets.widget-vbox, .jp-OutputArea-output .lm-Panel > .jupyter-widgets.widget-vbox')
-    found.first.wait_for()
-    return [found.nth(i) for i in range(found.count())]
+    expect(found).to_have_count(n, timeout=20_000)
+    return [found.nth(i) for i in range(n)]
 
 
 def fits(page, box):
@@ -180,7 +179,7 @@ def test_a_chapter_runs_to_its_end(lab, page, shot):
 def test_widgets(lab, page, shot):
     open_notebook(lab, page, 'nbs/75_widgets.ipynb')
     run_all(page)
-    toy, line, dose = boxes(page)
+    toy, line, dose = boxes(page, 3)
     for name, box in dict(toy=toy, line=line, dose=dose).items(): fits(page, box); shot(f'{name}_before', box)
     nudge(page, toy, 'frequency')
     nudge(page, line, 'threshold', times=5); drag(page, line, 'threshold', .8); drag(page, line, 'prevalence', .2)
@@ -193,7 +192,7 @@ def test_widgets(lab, page, shot):
 def test_inside_a_gan(lab, page, shot):
     open_notebook(lab, page, 'nbs/76_explorers.ipynb')
     run_all(page)
-    monitor, walk = boxes(page)
+    monitor, walk = boxes(page, 2)
     for name, box in dict(monitor=monitor, walk=walk).items(): fits(page, box); shot(f'{name}_before', box)
     nudge(page, monitor, 'look', 'ArrowLeft'); nudge(page, monitor, 'smoothing', 'Home')
     drag(page, walk, 'position', .5); nudge(page, walk, 'seed a'); nudge(page, walk, 'seed b'); choose(page, walk, 'class', 'pneumonia'); says(walk, 'pneumonia: at 0.5')
@@ -203,14 +202,15 @@ def test_inside_a_gan(lab, page, shot):
 def test_blind_reader(lab, page, shot):
     open_notebook(lab, page, 'nbs/77_readers.ipynb')
     run_all(page)
-    reader, anna = boxes(page)
+    reader, anna = boxes(page, 2)
     fits(page, reader); fits(page, anna); shot('reader_before', reader); shot('reader_truth', anna)
     field = reader.locator('input[type=text]')
     press(page, reader, 'Real')
     field.focus()
     def typed(key): page.keyboard.press(key); page.wait_for_function('e=>e.value===""', arg=field.element_handle())
     while 'images' not in picture(reader).get_attribute('alt') and 'right' not in picture(reader).get_attribute('alt'): changes(page, reader, lambda: typed('g'), 'r or g')
-    assert re.search(r'\d+ of 16 right', picture(reader).get_attribute('alt')) and field.is_disabled()
+    says(reader, r'\d+ of 16 right')
+    expect(field).to_be_disabled()          # a message of its own: the picture may come first
     shot('reader_after', reader)
 
 
@@ -219,7 +219,7 @@ def test_dark_theme(lab, page, shot):
     page.locator('.lm-Menu-itemLabel', has_text=re.compile('^Theme$')).click()
     page.locator('.lm-Menu-itemLabel', has_text=re.compile('^JupyterLab Dark$')).click()
     page.wait_for_function('document.body.dataset.jpThemeLight==="false"')
-    box = boxes(page)[-1]
-    light = lambda css: sum(map(int, re.findall(r'\d+', css)[:3]))/3
-    assert light(box.locator('p').evaluate('e=>getComputedStyle(e).color')) > 150
+    box = boxes(page, 2)[-1]
+    light = 'e=>getComputedStyle(e).color.match(/[0-9]+/g).slice(0,3).reduce((a,b)=>a+ +b,0)/3 > 150'
+    page.wait_for_function(light, arg=box.locator('p').element_handle())
     shot('dark', box)
