@@ -19,8 +19,8 @@ from gansynth.core import pick_precision, set_seed
 from gansynth.data import load
 
 PLAN, BS = Plan(lr=1e-3), 64
-CASES = {'ResNet-18, 64 px': ('resnet18', 64, 4), 'ResNet-34, 64 px': ('resnet34', 64, 3), 'ResNet-18, 28 px': ('resnet18', 28, 8), 'study 2\'s CNN, 32 px': ('covid_cnn', 32, 20)} # network, pixels, steps in a round
-TARGETS = {'ResNet-18, 64 px': 2.2, 'study 2\'s CNN, 32 px': 5} if DEVICE.type == 'cpu' else {}
+CASES = {'ResNet-18, 64 px': ('resnet18', 64, 4), 'ResNet-34, 64 px': ('resnet34', 64, 3), 'ResNet-18, 28 px': ('resnet18', 28, 8), 'study 2\'s CNN, 32 px': ('covid_cnn', 32, 20), 'study 3\'s CNN, 28 px': ('fracture_cnn', 28, 40)} # network, pixels, steps in a round
+TARGETS = {'ResNet-18, 64 px': 2.2, 'study 2\'s CNN, 32 px': 5, 'study 3\'s CNN, 28 px': 5} if DEVICE.type == 'cpu' else {}
 
 
 class Labelled(Files):

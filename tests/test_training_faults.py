@@ -59,12 +59,13 @@ def job(data, folder, steps, every, started): # what the killed process does
     train_gan(data, steps, folder=folder, save_every=every, **RECIPE)
 
 
-def test_f01_f02_fifty_kills_change_nothing(tmp_path, data):
+def test_f01_f02_fifty_kills_change_nothing(tmp_path, data, monkeypatch):
     "SIGKILL at random moments, between steps and in the middle of writing: five runs of 300 steps, each killed ten times; three of them save after every step."
     steps, rng, clean, half = 300, random.Random(0), tmp_path/'clean', 0
     reference = train_gan(data, steps, folder=clean, save_every=0, **RECIPE)
     context = multiprocessing.get_context('forkserver')
-    context.set_forkserver_preload(['gansynth.gan_training'])
+    context.set_forkserver_preload(['torch._dynamo', __name__])         # so that a child trains at once
+    monkeypatch.setenv('PYTHONPATH', str(Path(__file__).parent), prepend=os.pathsep)
     for k in range(5):
         folder, kills = tmp_path/f'run{k}', 0
         while True:
