@@ -1,6 +1,8 @@
-"What the tests share: small sources with one fault each, and the command line in a subprocess."
-import os, shutil, subprocess, sys, tempfile
+"What the tests share: small sources with one fault each, and the command line, in a process of its own or in this one."
+import io, os, shutil, subprocess, sys, tempfile
+from contextlib import redirect_stderr, redirect_stdout
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -25,6 +27,17 @@ def pytest_configure(config):
 def gansynth(*args, cwd=None, **env):
     "Run the command line; returns the finished process."
     return subprocess.run([COMMAND, *map(str, args)], cwd=cwd or ROOT, capture_output=True, text=True, env=os.environ | env, timeout=600)
+
+
+def command(*args, cwd=ROOT, **env):
+    "The same in this process, which spares the start: for what is decided before anything is trained, and for reports."
+    from gansynth.cli import main
+    out, err = io.StringIO(), io.StringIO()
+    with pytest.MonkeyPatch.context() as m, redirect_stdout(out), redirect_stderr(err):
+        m.chdir(cwd)
+        for k, v in env.items(): m.setenv(k, v)
+        code = main([*map(str, args)])
+    return SimpleNamespace(returncode=code, stdout=out.getvalue(), stderr=err.getvalue())
 
 
 def snapshot(folder):

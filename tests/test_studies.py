@@ -6,7 +6,7 @@ import nbformat
 import numpy as np
 import pandas as pd
 import pytest
-from conftest import COMMAND, ROOT, SHARED, gansynth, image_folder, medmnist_arrays, needs_real_data, snapshot
+from conftest import COMMAND, ROOT, SHARED, command, gansynth, image_folder, medmnist_arrays, needs_real_data, snapshot
 
 from gansynth import collection, studies
 from gansynth.core import UserError, load_json, save_json
@@ -28,7 +28,7 @@ def test_run_and_report(smoke_run, tmp_path):
     results = pd.read_csv(folder/'results.csv')
     n = results.n_images.iloc[0]
     for v in results.value[results.metric == 'accuracy']: assert abs(v*n-round(v*n)) < 1e-3      # k/n
-    done = gansynth('report', '--runs', runs, '--out', tmp_path/'report')
+    done = command('report', '--runs', runs, '--out', tmp_path/'report')
     assert done.returncode == 0, done.stderr
     page = (tmp_path/'report'/'index.html').read_text()
     for needed in ('constant predictor', 'gan_aug', '0.8599', 'in place of NIH ChestX-ray14', 'never medical evidence', record['data']['hash']): assert needed in page, needed
@@ -45,7 +45,7 @@ def test_subgroups_where_the_source_knows_them(smoke_run, tmp_path):
     known = load('phantom:n_patients=120', 32)
     want = known.facts.assign(image_id=known.ids).set_index('image_id').loc[preds.image_id]
     assert preds.sex.tolist() == want.sex.tolist() and preds.age.tolist() == want.age.tolist() and preds.sex.nunique() == 2
-    assert gansynth('report', '--runs', runs, '--out', tmp_path).returncode == 0
+    assert command('report', '--runs', runs, '--out', tmp_path).returncode == 0
     t, page = pd.read_csv(tmp_path/'results'/'subgroups.csv'), (tmp_path/'index.html').read_text()
     assert set(t.attribute) == {'sex', 'age'} and set(t.arm) == ARMS and t.auroc.isna().all() and t.note.str.startswith('no number: ').all()
     women = preds[(preds.sex == 'F') & (preds.arm == 'raw')]
@@ -149,7 +149,7 @@ def test_f24_f25_f27_wrong_input_is_refused_before_training(smoke_run, tmp_path,
     image_folder(tmp_path/'one_image', a=9, b=1)
     runs, _ = smoke_run
     before = snapshot(runs)
-    done = gansynth(*RUN, '--runs', runs, *(a.replace('{tmp}', str(tmp_path)) for a in args))
+    done = command(*RUN, '--runs', runs, *(a.replace('{tmp}', str(tmp_path)) for a in args))
     assert done.returncode == 1 and done.stdout == '' and says in done.stderr, done.stderr
     assert 'Traceback' not in done.stderr and snapshot(runs) == before
 
@@ -264,11 +264,11 @@ def test_list():
     found = json.loads(done.stdout)
     assert found['networks']['dcgan_generator']['parameters'] == 12_654_336 and found['networks']['dcgan_discriminator']['parameters'] == 11_032_064
     assert {'raw', 'gan_aug'} <= set(found['arms']) and {'phantom', 'medmnist', 'folder'} <= set(found['sources']) and {'smoke', 'quick', 'paper'} <= set(found['profiles']['nih_pneumonia'])
-    assert 'dcgan_generator' in gansynth('list').stdout
+    assert 'dcgan_generator' in command('list').stdout
 
 
 def test_report_without_runs(tmp_path):
-    done = gansynth('report', '--runs', tmp_path, '--out', tmp_path/'r')
+    done = command('report', '--runs', tmp_path, '--out', tmp_path/'r')
     assert done.returncode == 1 and 'no complete run yet' in done.stderr and not (tmp_path/'r').exists()
 
 
@@ -279,7 +279,7 @@ def test_folder_of_images_end_to_end(tmp_path):
     assert done.returncode == 0, done.stderr
     record = load_json(tmp_path/done.stdout.strip()/'run.json')
     assert record['data']['classes'] == ['sound', 'broken'] and record['data']['counts']['test']['broken']['patients'] >= 1
-    assert gansynth('report', '--runs', 'out', '--out', 'page', cwd=tmp_path).returncode == 0
+    assert command('report', '--runs', 'out', '--out', 'page', cwd=tmp_path).returncode == 0
     assert not (tmp_path/'page'/'results'/'subgroups.csv').exists() and 'For whom?' not in (tmp_path/'page'/'index.html').read_text()   # nothing known, nothing said
 
 

@@ -6,7 +6,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import select_images
-from conftest import gansynth, snapshot
+from conftest import command, snapshot
 from PIL import Image
 
 from gansynth.calibration import contrasts
@@ -160,23 +160,23 @@ def test_audit_and_export_of_a_run(smoke_run, tmp_path):
     runs, run = smoke_run
     said = json.loads((run/'audit.json').read_text())['audit']
     assert said['verdict'] in ('PASS', 'FAIL', 'not auditable') and json.loads((run/'done.json').read_text())['audit']['verdict'] == said['verdict']
-    done = gansynth('audit', run)
+    done = command('audit', run)
     assert done.returncode == (0 if said['verdict'] == 'PASS' else 1) and done.stdout.startswith(said['verdict']), done.stderr
-    done = gansynth('export', run, '--to', tmp_path/'set', '--n', 6)
+    done = command('export', run, '--to', tmp_path/'set', '--n', 6)
     if said['verdict'] != 'PASS':
         assert done.returncode == 1 and '--allow-failed-audit' in done.stderr and not (tmp_path/'set').exists()
-    done = gansynth('export', run, '--to', tmp_path/'set2', '--n', 6, '--allow-failed-audit')
+    done = command('export', run, '--to', tmp_path/'set2', '--n', 6, '--allow-failed-audit')
     assert done.returncode == 0, done.stderr
     s = load_set(tmp_path/'set2')
     assert len(s) == 6 and s.generator == json.loads((run/'done.json').read_text())['generator']
-    done = gansynth('data', 'split', tmp_path/'set2', '--size', 32)
+    done = command('data', 'split', tmp_path/'set2', '--size', 32)
     assert done.returncode == 1 and 'never a validation or test part' in done.stderr
 
 
 def test_runs_of_other_studies_are_told_where_their_audit_is(smoke_run, tmp_path):
     for f in ('run.json', 'generator.safetensors'): shutil.copy(smoke_run[1]/f, tmp_path/f.replace('generator.', 'generator_0.'))
-    for command in (('audit', tmp_path), ('export', tmp_path, '--to', tmp_path/'set')):
-        done = gansynth(*command)
+    for args in (('audit', tmp_path), ('export', tmp_path, '--to', tmp_path/'set')):
+        done = command(*args)
         assert done.returncode == 1 and 'generator_0.safetensors' in done.stderr and 'audit.json' in done.stderr
 
 
@@ -186,9 +186,9 @@ def test_audit_refuses_changed_data(smoke_run, tmp_path):
     record = json.loads((other/'run.json').read_text())
     record['parameters']['data'] = 'phantom:n_patients=61'
     (other/'run.json').write_text(json.dumps(record))
-    done = gansynth('audit', other)
+    done = command('audit', other)
     assert done.returncode == 1 and 'the data have changed since this run' in done.stderr
-    done = gansynth('audit', tmp_path)
+    done = command('audit', tmp_path)
     assert done.returncode == 1 and 'no such file' in done.stderr and 'Traceback' not in done.stderr
 
 
