@@ -32,7 +32,7 @@ from .health import Monitor, verdict as health_of
 from .phantom import phantom
 from .recipes import find_recipe
 from .regimes import make_arm, refuse_leaks
-from .sources import open_source
+from .sources import parse_spec
 from .synthesis import Synthetic, examine, load_set, synthesise
 from .workers import Task
 
@@ -100,8 +100,8 @@ def by_files(design, g, seed, parts, n):
 
 def drawn_phantoms(design, label, n, seed): # Design on phantom data; 0 or 1; images; seed
     "uint8 (n,h,w): phantoms of people who are in no phantom data set, drawn with the options of the design's data."
-    o = open_source(design.source, design.size)[0].source['options']
-    return phantom(n, design.size, float(label), o['difficulty'], 2**31+seed)['images'][:n]
+    options = parse_spec(design.source)[2] | dict(n_patients=n//2+10, prevalence=float(label), seed=2**31+seed) # a patient has 3.5 images on average
+    return phantom(size=design.size, **options)['images'][:n]
 
 def planted(images, name, seed, trained_on=()): # uint8 (n,h,w); class; seed; ids
     return Synthetic(images, name, tuple(trained_on), 'planted', seed, np.array([f'{seed}-{i:06}' for i in range(len(images))]))

@@ -101,16 +101,24 @@ def score(a, b, # Prints
 def _project(x, mean, axes):
     return np.concatenate([(x[s:s+4096]-mean) @ axes for s in range(0, len(x), 4096)])
 
-def _axes(y, radius, sample=1024, price=1e5):
+def _principal(rows): # float32 (n,d), centred
+    "Principal axes (d,k), the leading one first, from the smaller of the two products of the rows with themselves."
+    rows = rows.astype(float)
+    if len(rows) >= rows.shape[1]: return np.linalg.eigh(rows.T @ rows)[1][:, ::-1].astype('float32')
+    w, u = np.linalg.eigh(rows @ rows.T)
+    some = np.r_[w[:-1] > 1e-6*w[-1], True]     # the rest are rounding errors
+    return (rows.T @ (u[:, some]/np.sqrt(np.maximum(w[some], 1e-12)))[:, ::-1]).astype('float32')
+
+def _axes(y, radius, sample=512, price=1e5):
     "Mean (d,) and the k leading principal axes (d,k) that make the search cheapest; a full comparison costs as much as `price` screened components."
     rows = y[::-(-len(y)//sample)]
     mean = rows.mean(0)
-    axes = np.linalg.eigh(np.cov(rows.T, bias=True))[1][:, ::-1].astype('float32')
+    axes = _principal(rows-mean)
     def cost(k):
         p = (rows-mean) @ axes[:, :k]
         q = (p**2).sum(1)
         return k+price*((q[:, None]+q-2*p @ p.T <= radius**2).sum()-len(p))/len(p)**2
-    k = min((16, 32, 48, 64, 96, 128, 192, len(axes)), key=cost)
+    k = min((16, 32, 48, 64, 96, 128, 192, axes.shape[1]), key=cost)
     return mean, np.ascontiguousarray(axes[:, :k])
 
 # %% ../nbs/10_duplicates.ipynb #02000809
@@ -120,18 +128,23 @@ def _lifted(p, q): # (n,k), (m,k)
     return np.hstack([p, hp, np.ones_like(hp)]), np.hstack([q, np.ones_like(hq), hq])
 
 # %% ../nbs/10_duplicates.ipynb #85433494
+def _leading(p): # lifted, (n,k+2)
+    "The first axes of p, 16 at most."
+    return p[:, :min(16, p.shape[1]-2)]
+
 def _boxes(p, rows, size=512):
     "Rows of p in lists of at most `size` neighbours."
     if len(rows) <= size: return [rows]
-    axis = np.ptp(p[rows, :16], axis=0).argmax()
+    axis = np.ptp(_leading(p[rows]), axis=0).argmax()
     order = rows[np.argsort(p[rows, axis], kind='stable')]
     return _boxes(p, order[:len(order)//2], size)+_boxes(p, order[len(order)//2:], size)
 
-def _reachable(p, box, radius, k=16):
-    "Which rows of p lie within `radius` of the walls around the rows of `box`, seen on the first k axes."
-    low, high = box[:, :k].min(0), box[:, :k].max(0)
-    return (np.maximum(np.maximum(low-p[:, :k], p[:, :k]-high), 0)**2).sum(1) <= radius**2
+def _reachable(p, box, radius):
+    "Which rows of p lie within `radius` of the walls around the rows of `box`, seen on the leading axes."
+    p, box = _leading(p), _leading(box)
+    return (np.maximum(np.maximum(box.min(0)-p, p-box.max(0)), 0)**2).sum(1) <= radius**2
 
+# %% ../nbs/10_duplicates.ipynb #0575ee31
 def _dots(x, y, i, j):
     return np.concatenate([np.einsum('nd,nd->n', x[i[s:s+4096]], y[j[s:s+4096]]) for s in range(0, max(len(i), 1), 4096)])
 

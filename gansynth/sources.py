@@ -6,7 +6,7 @@
 __all__ = ['RECOUNTED', 'PERSON', 'NIH_COLUMNS', 'MEDMNIST', 'MD5', 'DICOM_TAGS', 'SOURCES', 'from_kermany', 'from_fracture',
            'find_one', 'from_covid_ct', 'nih_images', 'from_nih', 'nih_boxes', 'read_arrays', 'fetch_medmnist',
            'read_medmnist', 'from_medmnist', 'from_dicom', 'from_synthetic', 'from_synthetic_cxr', 'recognise',
-           'find_source', 'parse_options', 'open_source', 'absolute_spec']
+           'find_source', 'parse_options', 'parse_spec', 'open_source', 'absolute_spec']
 
 # %% ../nbs/08_sources.ipynb #36041fe9
 import hashlib, inspect, io, os, re, zipfile
@@ -246,13 +246,18 @@ def parse_options(kind, items): # name of a source; ['name=value']
         except ValueError: raise UserError(f'{kind} option {name}={value!r} is not a number like {known[name]}') from None
     return {k: v for k, v in out.items() if k in own}, Options(**{k: v for k, v in out.items() if k not in own})
 
-def open_source(spec, size=64, patients='', classes=''): # 'kind:path,name=value'; pixels of a side (phantom); patient table; class names
-    "(Listing, Options) of a data specification, before a pixel is read; `classes` picks and orders the classes of a folder."
+def parse_spec(spec): # 'kind:path,name=value'
+    "(kind, path, options of the source, Options of decoding) of a data specification, before a file is opened."
     kind, rest = find_source(spec)
     first, *items = re.split(r',(?=\w+=)', rest)
     if re.match(r'\w+=', first): first, items = '', [first, *items]
     if not first and kind != 'phantom': raise UserError(f'data={spec}: say where, as in {kind}:PATH')
-    own, options = parse_options(kind, items)
+    return kind, first, *parse_options(kind, items)
+
+# %% ../nbs/08_sources.ipynb #fcc66266
+def open_source(spec, size=64, patients='', classes=''): # as above; pixels of a side (phantom); patient table; class names
+    "(Listing, Options) of a data specification, before a pixel is read; `classes` picks and orders the classes of a folder."
+    kind, first, own, options = parse_spec(spec)
     if kind == 'phantom':
         if patients or classes: raise UserError('the phantom knows its own patients and classes: leave out patients and classes')
         return from_phantom(first, size=size, **own), options

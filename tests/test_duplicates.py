@@ -93,6 +93,20 @@ def test_between_sets_equals_brute_force():
     for rule in RULES: assert check(near_pairs(a, b, **rule), want, False, **rule) or rule
 
 
+@pytest.mark.parametrize('n, m', [(1, 1), (2, 3), (900, 1), (1, 900), (900, 3), (20, 300), (300, 20)])
+def test_few_rows_equal_all_products(n, m):
+    "Fewer rows than columns, down to one, whose principal axes are as many as there are rows; some rows are equal."
+    rng = np.random.default_rng(n+m)
+    y = rng.normal(size=(m, 256))
+    y[m//2:] = y[0]
+    x = y[rng.integers(m, size=n)]+rng.normal(size=(n, 256))*rng.choice([0, .3, 1], size=(n, 1))
+    x, y = ((v/np.linalg.norm(v, axis=1, keepdims=True)).astype('float32') for v in (x, y))
+    for least in (.5, .9):
+        (i, j), _ = close_rows(x, y, least)
+        dots = x.astype(float) @ y.T.astype(float)
+        assert set(np.flatnonzero(dots > least+1e-6)) <= set(i*m+j) <= set(np.flatnonzero(dots > least-1e-6)) and (len(i) or n == 1)
+
+
 def test_search_of_many_boxes_equals_all_products():
     "More than one box and more than one slice, and a rule that the projection can hardly help."
     rng = np.random.default_rng(0)
