@@ -137,6 +137,7 @@ def test_every_backend_gives_the_same_tables(done, tmp_path, backend, quick):
 def test_one_part_fails_and_the_rest_goes_on(tmp_path, quick, capsys, monkeypatch):
     "A GAN that diverges: its set fails, its cells are left out, the others are judged, and the record names it."
     step = gan_training.gan_step
+    monkeypatch.setenv('GANSYNTH_CACHE', str(tmp_path/'cache'))        # no GAN of before
     monkeypatch.setattr(gan_training, 'gan_step', lambda *a: step(*a)*float('nan'))
     wild = replace(GAN, generators=(Generator('wild', gan='lung_adam', steps=4, bs=8), Generator('fresh', kind='fresh')), seeds=(0,))
     folder = run_design(wild, tmp_path/'runs', str(tmp_path/'shelf'), backend='here')
