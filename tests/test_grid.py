@@ -148,7 +148,7 @@ def test_one_part_fails_and_the_rest_goes_on(tmp_path, quick, capsys, monkeypatc
 
 
 def test_exit_code_tells_a_failure(tmp_path, quick):
-    "From the command line, with a set whose generator saw strangers: the leak is caught in its cell."
+    "From the command, with a set whose generator saw strangers: the leak is caught in its cell."
     from gansynth.synthesis import Synthetic, export_set
     rng = np.random.default_rng(0)
     for c in ('normal', 'pneumonia'): export_set(Synthetic(rng.integers(0, 256, (200, 28, 28), 'uint8'), c, ('P9999-0',), 'g'*64, 0, np.array([f'0-{i:06}' for i in range(200)])), tmp_path/c, allow_failed_audit=True)

@@ -120,7 +120,7 @@ def changes(page, box, act, what):
     raise AssertionError(f'{what}: the picture stays as it was')
 
 
-def says(box, words): expect(picture(box)).to_have_attribute('alt', re.compile(words), timeout=20_000)
+def says(box, pattern): expect(picture(box)).to_have_attribute('alt', re.compile(pattern), timeout=20_000)
 
 
 def control(box, name): return box.locator('.widget-inline-hbox, .widget-hslider', has=box.page.locator('.widget-label', has_text=re.compile(f'^{re.escape(name)}$')))
@@ -195,7 +195,7 @@ def test_inside_a_gan(lab, page, shot):
     monitor, walk = boxes(page, 2)
     for name, box in dict(monitor=monitor, walk=walk).items(): fits(page, box); shot(f'{name}_before', box)
     nudge(page, monitor, 'look', 'ArrowLeft'); nudge(page, monitor, 'smoothing', 'Home')
-    drag(page, walk, 'position', .5); nudge(page, walk, 'seed a'); nudge(page, walk, 'seed b'); choose(page, walk, 'class', 'pneumonia'); says(walk, 'pneumonia: at 0.5')
+    drag(page, walk, 'position', .5); nudge(page, walk, 'seed a'); nudge(page, walk, 'seed b'); choose(page, walk, 'class', 'pneumonia'); says(walk, r'pneumonia: at 0\.5')
     for name, box in dict(monitor=monitor, walk=walk).items(): shot(f'{name}_after', box)
 
 
