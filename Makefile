@@ -13,17 +13,20 @@ SEEDS ?= 0 1 2
 QUIET := GANSYNTH_PROGRESS=off PYTHONWARNINGS=ignore
 EXECUTE := $(QUIET) jupyter nbconvert --log-level=ERROR --execute --ExecutePreprocessor.timeout=600 --ExecutePreprocessor.extra_arguments=--log-level=40
 
-.PHONY: help report test test-browser lab export render readme site bench results gpu
+.PHONY: help report test test-slow test-browser lab export render readme site bench results gpu
 help:      ## this list
 	@grep -E '^[a-z-]+: .*##' Makefile | sed -E 's/:[^#]*## /\t/' | expand -t 14
 
-report: .venv/ready  ## run the study at profile quick and write report/index.html
-	@gansynth run nih_pneumonia
+report: .venv/ready  ## run the study at profile quick and write report/index.html; PRECISION=float32 chooses the arithmetic
+	@gansynth run nih_pneumonia $(if $(PRECISION),-p precision=$(PRECISION))
 	gansynth report
 
-test: .venv/ready    ## chapters, front page and tests
+test: .venv/ready    ## the quick part: chapters, front page and all tests that are not marked slow
 	@OMP_NUM_THREADS=1 $(QUIET) nbdev_test --n_workers 2 --do_print
-	OMP_NUM_THREADS=1 python -m pytest -q -n 2 --dist loadfile tests
+	OMP_NUM_THREADS=1 python -m pytest -q -n 2 --dist loadfile -m 'not slow' tests
+
+test-slow: .venv/ready ## the rest: simulations, kills, whole studies, other engines, the site, the browser
+	@OMP_NUM_THREADS=1 python -m pytest -q -n 2 --dist loadfile -m slow tests
 
 test-browser: .venv/ready ## JupyterLab and the widgets in Chromium, skipped where there is none
 	@OMP_NUM_THREADS=1 python -m pytest -q tests/browser
@@ -76,5 +79,5 @@ gpu: .venv/ready     ## on a GPU: the captured step against the eager one, speed
 	gansynth study full_protocol --data kermany:$(DATA)/kermany_cxr_224 --device cuda
 	gansynth study full_protocol --data covid_ct:$(DATA)/covid_ct --fractions 0.2,0.5,1 --device cuda
 
-.venv/ready: settings.ini setup.py .ci/setup
+.venv/ready: settings.ini setup.py .ci/setup .ci/constraints.txt
 	@.ci/setup

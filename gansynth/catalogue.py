@@ -36,9 +36,9 @@ STUDIES = {'nih_pneumonia': dict(
     data=('nih', ''), shares={'GAN': .2, 'classifiers': .8},
     profiles={
         'smoke': {},
-        'quick': dict(data='phantom:n_patients=600', image_size=32, gan_steps=450, gan_batch=16, n_synthetic=400, clf_batch=48, n_epoch=8, steps_per_epoch=10, lr_steps=16, n_boot=2000,
-                      compare_networks='resnet34,resnet50', arms='raw,gan_aug,gan_aug_matched,class_weights,oversample,classic_aug,gan_classic'),
-        'paper': dict(data='phantom:n_patients=2450', image_size=64, gan_steps=3000, gan_batch=400, n_synthetic=2000, clf_batch=96, n_epoch=20, steps_per_epoch=72, lr_steps=100, n_boot=2000,
+        'quick': dict(data='phantom:n_patients=1000,prevalence=.4,difficulty=.2', image_size=32, gan_steps=300, gan_batch=16, augment=True, n_synthetic=400, clf_batch=32, n_epoch=8, steps_per_epoch=15, rates='1e-3,3e-3,6e-3',
+                      n_boot=2000, compare_networks='', arms='raw,gan_aug,gan_aug_matched,class_weights,oversample,classic_aug,gan_classic'),
+        'paper': dict(data='phantom:n_patients=2450', image_size=64, gan_steps=3000, gan_batch=400, n_synthetic=2000, clf_batch=96, n_epoch=20, steps_per_epoch=72, rates='1e-4,3e-4,1e-3,3e-3', n_boot=2000,
                       compare_networks='resnet34,resnet50,resnet101', arms='raw,gan_aug,gan_aug_matched,class_weights,oversample,classic_aug,gan_classic,untrained_classic')})}
 
 # %% ../nbs/68_catalogue.ipynb #1948c0af

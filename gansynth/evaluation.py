@@ -306,11 +306,13 @@ def verdict(contrast, # the dict from `contrast`; replace its p by an adjusted o
             margin=.02, # differences inside +-margin do not matter; fixed beforehand
             min_patients=10): # with fewer patients who show the rarer class nothing is concluded
     "Returns dict(word, sentence); word is 'helps', 'hurts', 'equivalent' or 'inconclusive', in this order of precedence. Schuirmann 1987."
-    c, few = contrast, contrast['n_rarer'] < min_patients
+    c, few, once = contrast, contrast['n_rarer'] < min_patients, contrast['n_seeds'] < 2
     rules = dict(helps=c['p'] < .05 and c['low'] > 0, hurts=c['p'] < .05 and c['high'] < 0,
                  equivalent=-margin < c['low90'] and c['high90'] < margin, inconclusive=True)
-    word = 'inconclusive' if few else next(w for w, holds in rules.items() if holds)
-    notes = [f'fewer than {min_patients} patients show the rarer class']*few + ['an indication only: fewer than 5 seeds']*(c['n_seeds'] < 5)
+    word = 'inconclusive' if few or once else next(w for w, holds in rules.items() if holds)
+    notes = [f'fewer than {min_patients} patients show the rarer class']*few
+    if once: notes.append('one training run cannot separate benefit from luck')
+    elif c['n_seeds'] < 5: notes.append('an indication only: fewer than 5 seeds')
     sentence = (f"{c['arm']} against {c['base']}: {word}. {NAMES.get(c['metric'], c['metric'])} {c['difference']:+.3f} (95 % interval {c['low']:+.3f} to "
                 f"{c['high']:+.3f}, 90 % interval {c['low90']:+.3f} to {c['high90']:+.3f}, p = {c['p']:.4f}) over {c['n_seeds']} seed{'s'*(c['n_seeds'] > 1)}, "
                 f"{c['n_patients']} patients and {c['n_images']} images ({c['n_positive']} positive)")

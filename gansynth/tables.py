@@ -101,12 +101,16 @@ def signed(v, low, high, form='+.3f'): # a difference and its interval
     return with_interval(v, low, high, form)
 
 def answers_table(r): # Results
-    "A row for each answered question: verdict in words, differences with 95 % intervals, p."
+    "A row for each answered question: verdict in words, opponent, differences with 95 % intervals, p."
     rows = [r.contrast | dict(word=r.contrast['verdict']['word'])] if r.contrasts is None else r.contrasts.to_dict('records')
     out = []
-    for q in (q for q in rows if q['arm']):
-        name, many = METRICS.get(q['metric'], q['metric']), ' (best of '+', '.join(q['bases'].split())+' on validation)' if len(str(q.get('bases', '')).split()) > 1 else ''
-        cells = {'question': f"{q['arm']} against {q['base']}{many}", 'verdict': WORDS[q['word']], 'difference [95 % interval]': f"{name} {signed(q['difference'], q['low'], q['high'], '+.3f' if q['metric'] in METRICS else '+.3g')}"}
+    for q in rows:
+        if not q['arm']: continue
+        bases = str(q.get('bases') or q['base']).split()
+        asked = bases[0] if len(bases) == 1 else f"the best of {', '.join(bases)}"
+        name, form = METRICS.get(q['metric'], q['metric']), '+.3f' if q['metric'] in METRICS else '+.3g'
+        cells = {'question': f"{q['arm']} against {asked}", 'verdict': WORDS[q['word']], 'opponent': f"{q['base']}{', best on validation'*(len(bases) > 1)}",
+                 'difference [95 % interval]': f"{name} {signed(q['difference'], q['low'], q['high'], form)}"}
         if 'accuracy_difference' in q: cells['accuracy'] = signed(q['accuracy_difference'], q['accuracy_low'], q['accuracy_high'])
         out.append(cells | {'p (Holm)': with_interval(q.get('p_holm', q.get('p')), form='.4f')})
     return pd.DataFrame(out, columns=None if out else ['question', 'verdict']).set_index('question')
