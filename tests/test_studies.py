@@ -313,7 +313,7 @@ pd.DataFrame(dict(arm=list(arms), network='net', steps=STEPS, n_train=9, n_synth
 pd.DataFrame(dict(table='quality', arm=['gan_aug', 'real'], metric='KID[x]', value=[1.+seed**2, .1], low=[.5, 0], high=[1.5, .2], n=50)).to_csv(Path(run_dir)/'measures.csv', index=False)
 (Path(run_dir)/'figures').mkdir(exist_ok=True)
 for f in ('curve_a', 'generated_b', 'real'): (Path(run_dir)/'figures'/f'{f}.png').write_bytes(b'PNG')
-finish(run_dir, generator={'ill': 'a'*64, 'well': None}, health={'ill': 'collapsed'}, audit={'ill': dict(verdict='FAIL', words='w')})"""
+finish(run_dir, generator={'ill': 'a'*64, 'well': None}, health={'ill': 'collapsed'}, audit={'ill': dict(verdict='FAIL', words='w', weights=dict(verdict='WEIGHTS', words='v'))})"""
 
 
 @pytest.fixture
@@ -328,8 +328,8 @@ def in_process(monkeypatch):
     monkeypatch.setattr(studies, 'execute', execute)
 
 
-def run_many(tiny_study, arms, steps=8, seeds=(0, 1, 2)):
-    runs = tiny_study(MANY.replace('ARMS', repr(arms)).replace('STEPS', repr(steps)))
+def run_many(tiny_study, arms, steps=8, seeds=(0, 1, 2), weights='PASS'):
+    runs = tiny_study(MANY.replace('ARMS', repr(arms)).replace('STEPS', repr(steps)).replace('WEIGHTS', weights))
     for s in seeds: studies.run_study('tiny', 'smoke', {'seed': s}, runs=runs)
     return runs
 
@@ -360,15 +360,40 @@ def test_questions_opponents_and_holm(tiny_study, in_process, tmp_path):
     assert 'Unequal training: gan_aug took 16 optimiser steps, oversample took 8.' in said and 'gan_classic took' not in said
     assert 'names never_run as opponents too' in said and 'ill: collapsed' in said and 'FAIL. ill: w' in said
     page = make_report(out, tmp_path/'index.html').read_text()
-    assert page.count('class=failed') == 4 and 'Measures: quality (n = 50, 3 seeds' in page and page.index('<th>AUROC') < page.index('oversample</td>')       # five arms: a row each
+    assert page.count('class=failed') == 4 and page.count('class=failed>Privacy audit of the synthetic images: FAIL. ill: w. The answer still compares the arms') == 1
+    assert '<li>Attack on the weights: PASS. ill: v.</li>' in page and 'Measures: quality (n = 50, 3 seeds' in page and page.index('<th>AUROC') < page.index('oversample</td>')       # five arms: a row each
     assert load_json(out/'provenance.json')['generators'] == ['ill: '+'a'*64]*3
+
+
+def test_a_finding_of_before_is_removed_with_its_drawings(tiny_study, in_process, tmp_path):
+    "Drawings that were collected while the audit passed leave the folder when it fails."
+    runs = run_many(tiny_study, dict(raw=.4, gan_aug=1.), seeds=(0,))
+    (tmp_path/'out'/'figures').mkdir(parents=True); (tmp_path/'out'/'figures'/'generated_b.png').write_bytes(b'PNG')
+    assert not (collection.collect('tiny', tmp_path/'out', runs, pixels=False)/'figures'/'generated_b.png').exists()
+
+
+@pytest.mark.parametrize('verdict', ['FAIL', 'described', None])
+def test_the_attack_on_the_weights_is_a_sentence_of_its_own(tiny_study, in_process, tmp_path, verdict):
+    "Red only for FAIL; records of before do not have it."
+    from gansynth.report import make_report
+    runs = run_many(tiny_study, dict(raw=.4, gan_aug=1.), seeds=(0,), weights=verdict or 'PASS')
+    out = collection.collect('tiny', tmp_path/'out', runs)
+    p = load_json(out/'provenance.json')
+    if verdict is None:
+        del p['audits'][0]['weights']
+        save_json(p, out/'provenance.json')
+    page = make_report(out, tmp_path/'index.html').read_text()
+    assert ('class=failed>Attack on the weights: FAIL. ill: v. ' in page) == (verdict == 'FAIL')
+    assert page.count('Attack on the weights') == (verdict is not None) and ('<li>Attack on the weights: described. ill: v.</li>' in page) == (verdict == 'described')
+    assert page.count('Privacy audit of the synthetic images: FAIL. ill: w.') == 1
 
 
 def test_what_may_leave(tmp_path):
     "Small curves always, small drawings unless an audit failed, real images never."
     files = {n: tmp_path/f'{n}.png' for n in ('curve_a', 'generated_b', 'real', 'real_and_synthetic', 'curve_large')}
     for n, f in files.items(): f.write_bytes(b'0'*(100_000 if n == 'curve_large' else 9))
-    for audit, want in ((None, {'curve_a', 'generated_b'}), (dict(verdict='PASS'), {'curve_a', 'generated_b'}), (dict(verdict='FAIL'), {'curve_a'}), ({'ill': dict(verdict='PASS'), 'well': dict(verdict='FAIL')}, {'curve_a'})):
+    for audit, want in ((None, {'curve_a', 'generated_b'}), (dict(verdict='PASS'), {'curve_a', 'generated_b'}), (dict(verdict='FAIL'), {'curve_a'}), ({'ill': dict(verdict='PASS'), 'well': dict(verdict='FAIL')}, {'curve_a'}),
+                        (dict(verdict='PASS', weights=dict(verdict='FAIL')), {'curve_a', 'generated_b'}), (dict(verdict='FAIL', weights=dict(verdict='PASS')), {'curve_a'})):
         assert {n for n, f in files.items() if collection.may_leave(f, audit)} == want
 
 
