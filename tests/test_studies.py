@@ -1,6 +1,8 @@
 "The runner and the command line: one fault each, through the front door."
 import json, os, re, shutil, signal, subprocess, sys, time
 from pathlib import Path
+from types import SimpleNamespace
+from unittest.mock import MagicMock
 
 import nbformat
 import numpy as np
@@ -386,6 +388,29 @@ def test_the_attack_on_the_weights_is_a_sentence_of_its_own(tiny_study, in_proce
     assert ('class=failed>Attack on the weights: FAIL. ill: v. ' in page) == (verdict == 'FAIL')
     assert page.count('Attack on the weights') == (verdict is not None) and ('<li>Attack on the weights: described. ill: v.</li>' in page) == (verdict == 'described')
     assert page.count('Privacy audit of the synthetic images: FAIL. ill: w.') == 1
+
+
+NAMES = ['normal', 'pneumonia']
+
+
+@pytest.mark.parametrize('name, given', [('nih_pneumonia', dict(np=np)), ('bone_fracture', dict(names=NAMES, measure=None)), ('lung_optimizers', dict(names={'adam': 'Adam'})),
+                                         ('covid_ct', dict(names=NAMES, n_synthetic=4, n_conditional=4, gans=dict.fromkeys(NAMES), synthesise=lambda g, n, seed, c: SimpleNamespace(class_name=c))),
+                                         ('pneumonia_transfer', dict(names=NAMES, pool=[SimpleNamespace(class_name=c, take=lambda *a: None) for c in NAMES], gans={}))])
+def test_a_failed_audit_stops_no_notebook(tmp_path, capsys, name, given):
+    "The cell that audits, with an audit that fails images and discriminator: it prints both, keeps both and goes on."
+    from gansynth.synthesis import audit_in_short
+    from gansynth.tables import on_images, on_weights
+    found = dict(verdict='FAIL', words='2 copies', weights=dict(verdict='FAIL', words='it knows them'))
+    def examine(*args): return dict(audit=dict(found, checks=[]), fidelity=[dict(metric='KID', note='not measured')])
+    def no_probe(*args, **how): raise UserError('not measured')
+    space = {k: MagicMock() for k in 'synthetic sick parts healthy holdout drawn gans of seen unseen of_class held_out np measure trained'.split()}
+    space |= dict(examine=examine, audit_in_short=audit_in_short, on_images=on_images, on_weights=on_weights, real_or_synthetic=no_probe, UserError=UserError,
+                  save_json=save_json, run_dir=tmp_path, pd=pd, seed=0, n_audit=9) | given
+    cells = [c.source for c in nbformat.read(ROOT/'nbs'/'studies'/f'{name}.ipynb', as_version=4).cells if c.cell_type == 'code']
+    cell, = [c for c in cells if "run_dir/'audit.json'" in c]
+    exec(cell, space)
+    out = capsys.readouterr().out
+    assert on_images(found) in out and on_weights(found['weights']) in out and 'it knows them' in (tmp_path/'audit.json').read_text()
 
 
 def test_what_may_leave(tmp_path):
