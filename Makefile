@@ -58,8 +58,8 @@ bench: .venv/ready   ## speed of the training loops, as ratios measured side by 
 
 results: .venv/ready ## the committed results again, from the public sets in DATA (hours)
 	@for s in $(SEEDS); do
-	  gansynth run nih_pneumonia --data kermany:$(DATA)/kermany_cxr_224 -p use_failed_audit=true --seed $$s
-	  gansynth run covid_ct --data covid_ct:$(DATA)/covid_ct -p official_split=true -p use_failed_audit=true -p networks=covid_cnn,vgg16,resnet50 -p arms=raw,classic_aug,gan_aug,conditional_aug,gan_classic,synth_only,leak_drill -p n_conditional=2000 --seed $$s
+	  gansynth run nih_pneumonia --data kermany:$(DATA)/kermany_cxr_224 --seed $$s
+	  gansynth run covid_ct --data covid_ct:$(DATA)/covid_ct -p official_split=true -p networks=covid_cnn,vgg16,resnet50 -p arms=raw,classic_aug,gan_aug,conditional_aug,gan_classic,synth_only,leak_drill -p n_conditional=2000 --seed $$s
 	  gansynth run bone_fracture --data kermany:$(DATA)/kermany_cxr_224 --seed $$s
 	  gansynth run lung_optimizers --data medmnist:$(DATA)/pneumoniamnist --seed $$s
 	  gansynth run pneumonia_transfer --data medmnist:$(DATA)/pneumoniamnist -p domain_data=nih:$(DATA)/nih_chestxray14 -p 'domain_positive=No Finding' --seed $$s

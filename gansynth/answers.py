@@ -56,7 +56,11 @@ def audit_words(r): # Records
     s = r.tables['sets']
     if not len(s): return 'No audit was recorded.'
     said = [f"{g or NONE}: "+', '.join(f'{v or NONE} {n}' for v, n in t.verdict.value_counts().items())+f" of {counted(len(t), 'synthetic set')}" for g, t in s.groupby('generator', sort=False)]
-    return 'Each synthetic set was compared with the images that its generator saw and with as many that it did not. '+'. '.join(said)+'. '+' '.join(f'{w[0].upper()+w[1:]}.' for w in dict.fromkeys(s.words) if w)[:600]+' The audit never says "private".'
+    words = ' '.join(f'{w[0].upper()+w[1:]}.' for w in dict.fromkeys(s.words) if w)[:600]
+    attacked = ', '.join(f'{v or NONE} {n}' for v, n in s.weights.value_counts().items())
+    attacked = f"Attack on the weights (scores of the discriminator): {attacked} of {counted(len(s), 'synthetic set')}."
+    return ('Each synthetic set was compared with the images that its generator saw and with as many that it did not. '
+            +'. '.join(said)+f'. {words} {attacked} The audit never says "private".')
 
 def compute_words(r): # Records
     e, o = r.provenance.get('environment') or {}, r.outcomes

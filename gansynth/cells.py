@@ -33,7 +33,7 @@ from .phantom import phantom
 from .recipes import find_recipe
 from .regimes import make_arm, refuse_leaks
 from .sources import parse_spec
-from .synthesis import Synthetic, examine, load_set, synthesise
+from .synthesis import Synthetic, audit_in_short, examine, load_set, synthesise
 from .workers import Task
 
 # %% ../nbs/84_cells.ipynb #61c4675f
@@ -131,7 +131,7 @@ def judged(s, gan, parts, c): # Synthetic; its Gan or None; Split; class
     "What the record of a set says of one class."
     found = examine(s, of_class(parts.train, c), of_class(parts.valid, c), of_class(parts.train, 1-c), s.seed, gan)
     health = health_of(gan) if gan else ''
-    return dict(n=len(s), verdict=found['audit']['verdict'], words=found['audit']['words'], fidelity=found['fidelity'], health=health, collapsed=health == 'collapsed', steps=gan.lineage['steps'] if gan else 0,
+    return dict(audit_in_short(found['audit']), n=len(s), fidelity=found['fidelity'], health=health, collapsed=health == 'collapsed', steps=gan.lineage['steps'] if gan else 0,
                 bs=gan.lineage['config']['bs'] if gan else 0, hash=s.generator, trained_on=list(s.trained_on), lineage=gan.lineage if gan else None)
 
 def make_set(design, sid): # Design; SetId
@@ -247,7 +247,8 @@ def predictions_of(cell, record, arrays, names): # Cell; its record and arrays; 
 def set_rows(record): # of `make_set`
     "A row for each class of a set."
     def kid(r): return next((f for f in r['fidelity'] if str(f.get('metric', '')).startswith('KID')), {})
-    return [dict(generator=record['generator'], split=record['split'], fraction=record['fraction'], gan_seed=record['gan_seed'], **{'class': name}, **{k: r[k] for k in ('n', 'steps', 'bs', 'verdict', 'words', 'health', 'collapsed')},
+    def told(r): return dict(weights=r['weights']['verdict'], weights_words=r['weights']['words'])
+    return [dict(generator=record['generator'], split=record['split'], fraction=record['fraction'], gan_seed=record['gan_seed'], **{'class': name}, **{k: r[k] for k in ('n', 'steps', 'bs', 'verdict', 'words', 'health', 'collapsed')}, **told(r),
                  kid=kid(r).get('value', np.nan), kid_low=kid(r).get('low', np.nan), kid_high=kid(r).get('high', np.nan)) for name, r in record['classes'].items()]
 
 def gather(tasks, shelf, names): # of `tasks_of`; Shelf; {(split, fraction): arrays of `describe_split`}

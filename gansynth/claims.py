@@ -7,7 +7,7 @@ __all__ = ['FORMAT', 'COLUMNS', 'TEXT', 'NONE', 'invented_tables', 'invented_stu
            'read_table', 'generator_of', 'Records', 'listed', 'number_of', 'counted', 'share', 'contrast_line', 'level',
            'follows', 'same_place', 'doubts_on_images', 'unequal_steps', 'doubts', 'most_reads', 'say', 'on_verdict',
            'on_worth', 'on_elsewhere', 'on_order', 'on_privacy', 'on_everything_else', 'claims', 'untraced',
-           'contradicted', 'first_words', 'warnings']
+           'contradicted', 'first_words', 'audit_warnings', 'warnings']
 
 # %% ../nbs/87_claims.ipynb #541e523c
 import re
@@ -17,7 +17,7 @@ import numpy as np
 import pandas as pd
 
 from .core import UserError, load_json, save_figure, save_json
-from .tables import METRICS, WORDS, with_interval
+from .tables import METRICS, WORDS, on_images, on_weights, with_interval
 
 # %% ../nbs/87_claims.ipynb #c4da831c
 def invented_tables(seed=0, n_seeds=10, n_gans=3): # seed of the numbers; classifier seeds; generator seeds
@@ -37,7 +37,7 @@ def invented_tables(seed=0, n_seeds=10, n_gans=3): # seed of the numbers; classi
                  pair(.05, 'order', 'warm_start[dcgan 1x]', 'real_warm_start', .006, .03, .6, 'inconclusive')]
     doses = [dict(split=0, fraction=.05, classifier='small', generator='dcgan', arm='gan_classic', ratio=k, **row(.82+.01*k, .03)) for k in (0, .5, 1, 2)]
     curve = [dict(split=0, classifier='small', label=n['label'], fraction=n['fraction'], n_patients=round(1640*n['fraction']), **row(value[n['fraction'], n['label']], .03)) for n in named]
-    sets = [{'generator': 'dcgan', 'split': 0, 'fraction': f, 'gan_seed': s, 'class': c, 'n': 80, 'steps': 1000, 'verdict': 'PASS', 'words': 'no memorisation detected at this power: invented', 'kid': .02, 'kid_low': .01, 'kid_high': .03, 'collapsed': False}
+    sets = [{'generator': 'dcgan', 'split': 0, 'fraction': f, 'gan_seed': s, 'class': c, 'n': 80, 'steps': 1000, 'verdict': 'PASS', 'words': 'no memorisation detected at this power: invented', 'weights': 'PASS', 'weights_words': 'no memorisation detected in the discriminator: invented', 'kid': .02, 'kid_low': .01, 'kid_high': .03, 'collapsed': False}
             for f in (.05, 1.) for s in range(n_gans) for c in ('normal', 'pneumonia')]
     cells = [n | dict(key=f'{i:032x}', run=s, seed=s, gan_seed=s % n_gans, n_train=round(3300*n['fraction']), n_patients=round(1640*n['fraction']), n_synthetic=round(3300*n['fraction']*n['ratio']), steps=400, lr=.003, best_epoch=7, valid_auroc=.85, threshold=.3, t90=.5)
              for s in range(n_seeds) for i, n in enumerate(named, 100*s)]
@@ -81,9 +81,9 @@ COLUMNS = {'results': 'split fraction classifier label arm generator ratio metri
            'contrasts': 'family split fraction classifier label base metric difference low high low90 high90 p p_holm p_tost n_seeds n_gans n_images n_patients n_positive n_rarer word sentence level',
            'doses': 'split fraction classifier generator arm ratio value low high', 'orders': 'split fraction classifier generator ratio order value low high',
            'generators': 'split fraction classifier arm ratio generator steps value low high kid verdict', 'curve': 'split classifier label fraction n_patients value low high',
-           'worth': 'split classifier label n0 worth low high word sentence', 'sets': 'generator split fraction gan_seed class n steps verdict words kid kid_low kid_high collapsed',
+           'worth': 'split classifier label n0 worth low high word sentence', 'sets': 'generator split fraction gan_seed class n steps verdict words weights weights_words kid kid_low kid_high collapsed',
            'cells': 'key split fraction classifier arm generator ratio label run seed gan_seed n_train n_patients n_synthetic steps lr best_epoch valid_auroc threshold t90', 'failed': 'key kind name error'}
-TEXT = set('split level family classifier label base arm generator metric order verdict class words word sentence collapsed key kind name error'.split())
+TEXT = set('split level family classifier label base arm generator metric order verdict class words weights weights_words word sentence collapsed key kind name error'.split())
 
 def as_numbers(column): # str (n,)
     "The column as numbers, '' as nan; as it is where something else stands in it."
@@ -231,7 +231,7 @@ def on_privacy(r): # Records
     "What an audit allows."
     s = r.tables['sets']
     n, good = {v or 'not made': int((s.verdict == v).sum()) for v in s.verdict.unique()}, len(s) and (s.verdict == 'PASS').all()
-    return [say(good, 'No memorisation was detected at this power.', '; '.join(dict.fromkeys(s.words))[:400] if good else 'the audit says '+', '.join(f'{v}: {k}' for v, k in n.items()) if n else 'no audit was recorded'),
+    return [say(good, 'No memorisation was detected in the synthetic images at this power.', '; '.join(dict.fromkeys(s.words))[:400] if good else 'the audit says '+', '.join(f'{v}: {k}' for v, k in n.items()) if n else 'no audit was recorded'),
             say(False, 'The synthetic images are private, anonymous or safe to give away.', 'an audit can find memorisation, it cannot prove that there is none')]
 
 # %% ../nbs/87_claims.ipynb #5fe0db7c
@@ -282,12 +282,25 @@ def first_words(r): # Records
     said = '; '.join(f'{c.word}: {contrast_line(c)}' for c in rows[:3])+(f'; and {len(rows)-3} more' if len(rows) > 3 else '')+'.' if rows else 'No primary contrast could be computed, so nothing can be said.'
     return word, said, sure, f"The recorded answer does not agree with the tables ({', '.join(odd)}); shown is what the tables say." if odd else ''
 
+def audit_warnings(r): # Records
+    "Red sentences on the synthetic sets that did not pass their audit; a FAIL says what it means."
+    s, out = r.tables['sets'], []
+    for verdict, words, sentence in (('verdict', 'words', on_images), ('weights', 'weights_words', on_weights)):
+        bad = s[s[verdict] == 'FAIL']
+        if len(bad):
+            first = bad.iloc[0]
+            about = f"{len(bad)} of {counted(len(s), 'synthetic set')}, first {first.generator}, {first['class']}"
+            out.append(sentence(dict(verdict='FAIL', words=f'{about}: {first[words]}')))
+    rest = s.verdict[~s.verdict.isin(['PASS', 'FAIL'])].value_counts()
+    said = ', '.join(f"{v or 'not made'} {n}" for v, n in rest.items())
+    return out+[f"Privacy audit: {said} of {counted(len(s), 'synthetic set')}."]*bool(said)
+
 def warnings(r): # Records
     "Short red sentences for the first screen."
-    s, near, failed = r.tables['sets'], max((m.get('near_duplicates') or 0 for m in r.manifests), default=0), max(number_of(r.outcomes.get('failed')), len(r.tables['failed']))
-    bad = ', '.join(f"{v or 'not made'} {n}" for v, n in s.verdict[s.verdict != 'PASS'].value_counts().items())
+    near, failed = max((m.get('near_duplicates') or 0 for m in r.manifests), default=0), max(number_of(r.outcomes.get('failed')), len(r.tables['failed']))
     left = number_of(r.outcomes.get('left_out') or r.outcomes.get('left out')) or len(r.plan.get('left_out') or [])
-    out = {first_words(r)[3]: True, 'Phantom images: physics for testing, never medical evidence.': r.is_phantom, f"Privacy audit: {bad} of {counted(len(s), 'synthetic set')}.": bad, 'A generator collapsed.': (s.collapsed == 'True').any()}
+    out = {first_words(r)[3]: True, 'Phantom images: physics for testing, never medical evidence.': r.is_phantom}
+    out |= dict.fromkeys(audit_warnings(r), True) | {'A generator collapsed.': (r.tables['sets'].collapsed == 'True').any()}
     out |= {x[0].upper()+x[1:]+'.': True for c in r.family('primary') for x in unequal_steps(r, c)} | {f"{counted(failed, 'task')} failed.": failed, 'Not all that was asked was run: the budget or a failure left parts out.': left}
     out |= {'The test part was read more than once.': most_reads(r) > 1, f'{near} pairs of images in different parts look alike.': near}
     return [k for k, holds in out.items() if k and holds]

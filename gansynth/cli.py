@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['DEFAULT', 'OPTIONS', 'CHANGES', 'run', 'report', 'collect', 'everything', 'list_all', 'data_check', 'data_split',
-           'data_prepare', 'open_run', 'audit_of_study', 'audit', 'export', 'share', 'design_of', 'study', 'plan',
-           'train', 'sample', 'bench', 'add_split_options', 'add_data_commands', 'add_study_commands',
+           'data_prepare', 'open_run', 'audit_of_study', 'audit_lines', 'audit', 'export', 'share', 'design_of',
+           'study', 'plan', 'train', 'sample', 'bench', 'add_split_options', 'add_data_commands', 'add_study_commands',
            'add_gan_commands', 'add_audit_commands', 'parser', 'main']
 
 # %% ../nbs/90_cli.ipynb #7075d0ad
@@ -104,19 +104,30 @@ def open_run(folder, n=None, seed=None): # of a run; images; seed of the noise
 
 # %% ../nbs/90_cli.ipynb #8c71d697
 def audit_of_study(folder, as_json):
-    "Print what the study found for each of its sets; 1 unless all pass."
+    "Print what the study found for each of its sets; 1 unless all images pass."
     import pandas as pd
     sets = pd.read_csv(folder/'tables'/'sets.csv', keep_default_na=False)
-    print(sets.to_json(orient='records', indent=1) if as_json else '\n'.join(f'{r.generator} seed {r.gan_seed}, {100*r.fraction:g} % of the patients, split {r.split}, {r.kind}: {r.verdict} - {r.words}' for r in sets.rename(columns={'class': 'kind'}).itertuples()))
+    if as_json: print(sets.to_json(orient='records', indent=1))
+    else:
+        for r in sets.to_dict('records'):
+            print(f"{r['generator']} seed {r['gan_seed']}, {100*r['fraction']:g} % of the patients, split {r['split']}, {r['class']}:")
+            found = dict(verdict=r['verdict'], words=r['words'])
+            if r.get('weights'): found['weights'] = dict(verdict=r['weights'], words=r['weights_words'])
+            print(audit_lines(found))
     return int((sets.verdict != 'PASS').any())
 
+def audit_lines(audit): # dict(verdict, words), and weights where the discriminator was asked
+    "A line for the images and one for the weights."
+    both = {'images': audit} | ({'weights': audit['weights']} if 'weights' in audit else {})
+    return '\n'.join(f"{k}: {a['verdict']} - {a['words']}" for k, a in both.items())
+
 def audit(a):
-    "Say whether the generator of a run copied anyone, or what was found for each set of a study: exit code 1 unless the audit passes."
+    "Say whether the generator of a run copied anyone and what its discriminator gives away, or what was found for each set of a study: exit code 1 unless the images pass."
     if (Path(a.run)/'study.json').is_file(): return audit_of_study(Path(a.run), a.json)
     from gansynth.synthesis import examine
     *images, _, gan = open_run(a.run, a.n, a.seed)
     found = examine(*images, gan=gan)
-    print(json.dumps(found, indent=1, default=str) if a.json else f"{found['audit']['verdict']} - {found['audit']['words']}")
+    print(json.dumps(found, indent=1, default=str) if a.json else audit_lines(found['audit']))
     return 0 if found['audit']['verdict'] == 'PASS' else 1
 
 # %% ../nbs/90_cli.ipynb #c1e2d8ff

@@ -4,11 +4,11 @@
 
 # %% auto #0
 __all__ = ['MEASURES', 'complete_runs', 'group', 'gather', 'answerable', 'answer', 'judged', 'check_measures', 'pool', 'paired',
-           'answer_measure', 'plot_answers', 'shown_arms', 'named', 'provenance', 'save_table', 'keep_figure',
-           'may_leave', 'collect_predictions', 'as_headline', 'collect']
+           'answer_measure', 'plot_answers', 'shown_arms', 'named', 'named_audit', 'provenance', 'save_table',
+           'keep_figure', 'may_leave', 'collect_predictions', 'as_headline', 'collect']
 
 # %% ../nbs/72_collection.ipynb #f1784023
-import json, shutil
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -141,7 +141,12 @@ def named(value): # of done.json: None, one value, or {name: value}
     "A list; what had a name keeps it."
     if not value: return []
     if isinstance(value, str) or 'verdict' in value: return [value]
-    return [f'{k}: {v}' if isinstance(v, str) else v | dict(words=f"{k}: {v.get('words', '')}") for k, v in value.items() if v]
+    return [f'{k}: {v}' if isinstance(v, str) else named_audit(k, v) for k, v in value.items() if v]
+
+def named_audit(name, audit): # of what; dict(verdict, words) and perhaps weights, a dict of the same kind
+    "The audit with the name in its words."
+    inner = {k: named_audit(name, v) for k, v in audit.items() if k == 'weights' and v}
+    return audit | dict(words=f"{name}: {audit.get('words', '')}") | inner
 
 def provenance(name, records): # study; runs
     "What a sceptic would ask for, without any path of this machine."
@@ -165,9 +170,10 @@ def keep_figure(fig, path):
     plt.close(fig)
 
 def may_leave(figure, audit): # PNG; what done.json says of the privacy audit
-    "Whether a figure may go where everybody sees it: no pixel of a real image, no generated image after a failed audit, less than 100 kB."
-    kind = figure.name.split('_')[0]
-    return (kind == 'curve' or kind == 'generated' and '"FAIL"' not in json.dumps(audit)) and figure.stat().st_size < 100_000
+    """Whether a figure may go where everybody sees it: no pixel of a real image, no generated image
+    after an audit that failed the images, less than 100 kB."""
+    kind, failed = figure.name.split('_')[0], any(a['verdict'] == 'FAIL' for a in named(audit))
+    return (kind == 'curve' or kind == 'generated' and not failed) and figure.stat().st_size < 100_000
 
 # %% ../nbs/72_collection.ipynb #347e8bc7
 def collect_predictions(study, records, out, words): # description; runs; folder; what the images are
@@ -206,7 +212,9 @@ def collect(name, out, runs=None, pixels=True): # study; folder to write; folder
     save_json(as_headline(study, rows), out/'contrast.json')
     audit = load_json(records[-1]['folder']/'done.json').get('audit')
     for f in sorted((records[-1]['folder']/'figures').glob('*.png')):
-        if not pixels and not may_leave(f, audit): continue
+        if not pixels and not may_leave(f, audit):
+            (out/'figures'/f.name).unlink(missing_ok=True)
+            continue
         with atomic(out/'figures'/f.name) as tmp: shutil.copyfile(f, tmp)
     save_json(provenance(name, records), out/'provenance.json')
     return out

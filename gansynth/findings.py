@@ -33,8 +33,8 @@ ABOUT = dict(key='hash of all that the result depends on', split="seed of the sp
 ABOUT |= dict(family='primary, secondary, order or external: comparisons that share one Holm adjustment', base='arm that is subtracted', difference='label - base in `metric`, on shared runs, averaged as `value`',
     p="two-sided, in (0,1]; bootstrap over patients, Student's t over generators (or runs, with fewer than 3 generators); corrected t where split is all", p_holm='the same, adjusted over the family', p_tost='p of the claim that the true difference lies outside +-margin, in (0,1]',
     word='verdict: helps, hurts, equivalent or inconclusive; in `worth` what can be said of the number', sentence='the same for reading', level='claim (10 runs x 3 generators), report (5 x 1) or indication', order='mix, synthetic first, real first or real twice',
-    kid='kernel distance of the synthetic images to real ones, mean over classes and seeds, 0 = alike', verdict='privacy audit: PASS, FAIL or not auditable; in `generators` the worst of all sets', n0='real patients beside the synthetic images',
-    worth='real patients that would have done as much, beyond n0', n='synthetic images in the set', words='what the audit says', kid_low='lower end of the 95 % interval', kid_high='upper end of the 95 % interval',
+    kid='kernel distance of the synthetic images to real ones, mean over classes and seeds, 0 = alike', verdict='privacy audit of the images: PASS, FAIL or not auditable; in `generators` the worst of all sets', n0='real patients beside the synthetic images',
+    worth='real patients that would have done as much, beyond n0', n='synthetic images in the set', words='what the audit says of the images', weights='attack on the discriminator: PASS, FAIL, described (too few patients to decide) or not audited', weights_words='what it says', kid_low='lower end of the 95 % interval', kid_high='upper end of the 95 % interval',
     collapsed='whether the generator makes the same image again and again', kind='set or cell', name='what was to be made', error='why it failed') | {'class': 'class name'}
 
 # %% ../nbs/86_findings.ipynb #f20631ca
@@ -43,7 +43,7 @@ _COLUMNS = dict(results=_PLACE+'label arm generator ratio metric value low high 
     contrasts='family '+_PLACE+'label base metric difference low high low90 high90 p p_holm p_tost n_seeds n_gans n_images n_patients n_positive n_rarer word sentence level',
     doses=_PLACE+'generator arm ratio value low high', orders=_PLACE+'generator ratio order value low high', generators=_PLACE+'arm ratio generator steps value low high kid verdict',
     curve='split classifier label fraction n_patients value low high', worth='split classifier label n0 worth low high word sentence',
-    sets='generator split fraction gan_seed class n steps verdict words kid kid_low kid_high collapsed',
+    sets='generator split fraction gan_seed class n steps verdict words weights weights_words kid kid_low kid_high collapsed',
     cells='key '+_PLACE+'arm generator ratio label run seed gan_seed n_train n_patients n_synthetic steps lr best_epoch valid_auroc threshold t90', failed='key kind name error')
 _TRAINING = {t: dict(n_patients='real patients in training') for t in ('cells', 'curve')} | dict(results=dict(value=ABOUT['value']+'; a mean over runs that share no generator', label=ABOUT['label']+"; 'constant' = the majority answer (Brier: the prevalence)"))
 SCHEMA = {t: {c: _TRAINING.get(t, {}).get(c, ABOUT[c]) for c in names.split()} for t, names in _COLUMNS.items()}

@@ -34,7 +34,7 @@ class Gan:
     "A trained generator and its papers."
     generator: torch.nn.Module
     lineage: dict                               # config, classes, ids trained on, hash of their pixels, split hash, step, parent
-    discriminator: torch.nn.Module = None       # of the last step
+    discriminator: torch.nn.Module = None       # of the same step as the generator
     history: np.ndarray = None                  # (steps,4): loss of generator and discriminator, norms of their gradients
     grids: dict = field(default_factory=dict)   # step -> uint8 (n,h,w), from the same z each time
     health: list = field(default_factory=list)  # what the monitor found at each snapshot, one dict each

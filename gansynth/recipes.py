@@ -65,7 +65,8 @@ class Training:
         self.ema = copy.deepcopy(self.G).requires_grad_(False) if self.recipe.ema else None
         self.opt_g, self.opt_d = self.optimiser(self.G, self.recipe.lr), self.optimiser(self.D, self.recipe.lr_d or self.recipe.lr)
         self.p = torch.zeros((), device=self.device)+(self.recipe.augment == 'fixed') # how often an image is augmented
-        self.step, self.history, self.grids, self.health, self.best = 0, torch.empty(0, 4, device=self.device), {}, [], None
+        self.step, self.history, self.grids, self.health = 0, torch.empty(0, 4, device=self.device), {}, []
+        self.best = None # {'G.name' and 'D.name': tensor} of the step with the lowest KID so far
 
     def optimiser(self, m, lr): # a network; its learning rate
         r, on_gpu = self.recipe, self.device.type == 'cuda'

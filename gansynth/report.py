@@ -15,7 +15,7 @@ import pandas as pd
 
 from .core import root, save_text
 from .catalogue import STUDIES, granularity_sentence
-from .tables import METRICS, MANY, WORDS, Results, answers_table, arms_run, caption, data_table, groups_table, headline, measure_tables, measured, provenance_table, published_table, results_table, seeds_table, signed, to_markdown, with_interval
+from .tables import METRICS, MANY, WORDS, Results, answers_table, arms_run, caption, data_table, groups_table, headline, measure_tables, measured, on_images, on_weights, provenance_table, published_table, results_table, seeds_table, signed, to_markdown, with_interval
 
 # %% ../nbs/80_report.ipynb #ba46a806
 GANS = {'dcgan': 'DCGAN', 'r3gan': 'R3GAN', 'conditional': 'conditional GAN', 'wgan_gp': 'WGAN-GP'}
@@ -51,7 +51,8 @@ def not_run(r): # Results
 
 def alarming(sentence): # of `limits`
     "Whether it is printed in red."
-    return any(w in sentence for w in ('audit of the synthetic images: FAIL', 'collapsed', 'Unequal training'))
+    marks = ('audit of the synthetic images: FAIL', 'Attack on the weights: FAIL', 'collapsed', 'Unequal training')
+    return any(w in sentence for w in marks)
 
 # %% ../nbs/80_report.ipynb #865df3d1
 def limits(r): # Results
@@ -64,7 +65,9 @@ def limits(r): # Results
     out += not_run(r)
     if any(n > 1 for n in p['test_reads']): out.append('The test part was read more than once.')
     out += sorted({f'Health of the generator: {h}. Its images are no evidence for or against synthetic images.' if h.endswith('collapsed') else f'Health of the generator: {h}.' for h in p.get('generator_health', []) if h})
-    out += sorted({f"Privacy audit of the synthetic images: {a['verdict']}. {a.get('words', '')}" for a in p.get('audits', []) if a}) or ['Nothing here says whether the synthetic images reveal patients: no privacy audit was made.']
+    audits = [a for a in p.get('audits', []) if a]
+    out += sorted(set(map(on_images, audits))) or ['Nothing here says whether the synthetic images reveal patients: no privacy audit was made.']
+    out += sorted({on_weights(a['weights']) for a in audits if a.get('weights')})
     if n := p['data'].get('near_duplicates'): out.append(f'{n} pairs of images in different parts look alike.')
     return out+(p['data']['source']['notes'] if p['data']['source']['kind'] != 'phantom' else [])
 

@@ -49,14 +49,14 @@ def generator_text(gan, audit, made_from=None, license=None): # a Gan; dict(verd
     l, m, title = gan.lineage, made_from or {}, f"Generator of synthetic images: {gan.lineage['class_name']}"
     people = f"{len(l['trained_on'])} images of "+(f"{m['patients']} patients in " if m.get('patients') else '')+m.get('name', 'a set that its file does not name')
     rows = [('draws', f"{l['class_name']}, {l['config']['size']}x{l['config']['size']} pixels, grey"), ('trained on', f"{people}, training part of split {(l.get('split_hash') or 'unknown')[:10]}"),
-            ('networks', f"{l['config']['pair']}, step {l['step']} ({l['chosen']})"), ('parameters', f'{sum(p.numel() for p in gan.generator.parameters()):,}')]
+            ('networks', f"{l['config']['pair']}, step {l['step']} ({l['chosen']}); without the discriminator"), ('parameters', f'{sum(p.numel() for p in gan.generator.parameters()):,}')]
     code = "```python\nfrom gansynth.sharing import open_generator\nfrom gansynth.synthesis import synthesise\nimages = synthesise(open_generator('this folder, or hf://owner/name'), 100, seed=0).images\n```"
     head = front('ModelCardData', license=license, library_name='gansynth', pipeline_tag='unconditional-image-generation', tags=['synthetic', 'medical', 'gan', l['config']['pair']])
     c = dict(audit=audit, trained_on=l['trained_on'], intended_use=USE, limits=LIMITS, license=license)
     return head+page(title, 'This network learned to draw from the images that are named below. What it draws is meant to show no patient; the privacy audit below says how far that was looked into.', rows, c, Drawing=code)
 
 def share_gan(gan, to, audit=None, made_from=None, license=None, allow_failed_audit=False, with_ids=False): # see generator_text; to: folder; with_ids: only where they are public
-    "Write weights, lineage and card; refused when the audit did not pass. Returns the folder."
+    "Write the generator's weights, lineage and card, never the discriminator; refused when the images did not pass. Returns the folder."
     to, audit, kept = Path(to), audit or dict(verdict='not audited'), gan if with_ids else withhold(gan)
     allow_failed_audit or refuse_failed(audit, 'this generator is')
     if to.exists() and any(to.iterdir()): raise UserError(f'{to} is not empty: choose another folder')
@@ -116,7 +116,11 @@ def share(what, to, **how): # a .safetensors file, folder of a finished run, or 
 def contents(folder): # written by share
     "('model' or 'dataset', the files that belong in it, ids of the images trained on); reads, and so checks, all of them."
     folder = Path(folder)
-    if (folder/GENERATOR).is_file(): return 'model', {GENERATOR, f'{GENERATOR}.json', 'README.md'}, seen(load_gan(folder/GENERATOR))
+    if (folder/GENERATOR).is_file():
+        gan = load_gan(folder/GENERATOR)
+        if gan.discriminator is not None:
+            raise UserError(f'{folder/GENERATOR} holds the discriminator too, which knows the training images: make a copy without it with `gansynth share`')
+        return 'model', {GENERATOR, f'{GENERATOR}.json', 'README.md'}, seen(gan)
     found = {f.relative_to(folder): load_set(f) for f in set_folders(folder)}
     if not found: raise UserError(f'{folder} holds neither {GENERATOR} nor a set: make it with `gansynth share`')
     own = {(f/name).as_posix() for f, s in found.items() for name in ('README.md', 'card.json', 'lineage.parquet', *(f'{s.class_name}/{i}.png' for i in s.ids))}

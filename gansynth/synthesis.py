@@ -5,8 +5,8 @@
 # %% auto #0
 __all__ = ['USE', 'LIMITS', 'Synthetic', 'synthesise', 'at_random', 'top', 'at_least', 'compose', 'discriminator_score',
            'label_agreement', 'realism', 'near_copies', 'no_near_copies', 'diverse', 'as_many', 'by_chance', 'copied',
-           'examine', 'card', 'hub', 'front', 'dataset_front', 'withheld', 'about_ids', 'page', 'refuse_failed',
-           'card_text', 'export_set', 'load_set']
+           'examine', 'audit_in_short', 'card', 'hub', 'front', 'dataset_front', 'withheld', 'about_ids', 'page',
+           'refuse_failed', 'card_text', 'export_set', 'load_set']
 
 # %% ../nbs/40_synthesis.ipynb #7691f660
 import hashlib
@@ -24,7 +24,7 @@ from .duplicates import fingerprints, near_pairs
 from .features import random_conv
 from .fidelity import compare
 from .gans import logits, sample
-from .privacy import audit
+from .privacy import audit, judge_weights
 
 # %% ../nbs/40_synthesis.ipynb #ed52b362
 @dataclass(frozen=True, eq=False)
@@ -149,18 +149,27 @@ def copied(s, train, *real): # Synthetic; Images that the generator saw; more re
 
 # %% ../nbs/40_synthesis.ipynb #15ed813d
 def examine(s, train, holdout, others, seed=0, gan=None): # Synthetic; Images that the generator saw; Images of the class that it did not see; Images of another class; seed; the Gan, to ask its discriminator too
-    "{'audit': dict with verdict and words, 'fidelity': rows}; what cannot be judged is said to be 'not auditable'."
+    """{'audit': dict, 'fidelity': rows}: verdict and words are about the images, 'not auditable' where
+    they cannot be judged; those in `weights` are about the discriminator."""
     n = min(len(train), len(holdout), len(s))
     t, h = as_many(train, n), as_many(holdout, n)
     asked = [logits(gan, x.images, s.class_name) for x in (t, h)] if gan and gan.discriminator else None
     try: result = audit(t.images, h.images, others.images, s.images, patients=(t.patients, h.patients, others.patients), seed=seed, discriminator_scores=asked)
-    except UserError as e: result = dict(verdict='not auditable', words=f'{e}.', checks=[])
+    except UserError as e:
+        weights = judge_weights()[1]
+        if asked: weights |= dict(words='the images could not be compared, so it was not attacked')
+        result = dict(verdict='not auditable', words=f'{e}.', weights=weights, checks=[])
     c = copied(s, train, holdout, others)
     if c['exact_copies'] or c['p'] < .01: result |= dict(verdict='FAIL', words=f"{c['near_copies']} of {len(s)} synthetic images look like a copy of a training image. "+result['words'])
     elif c['near_copies']: result |= dict(words=result['words'].rstrip('.')+f". {c['near_copies']} of {len(s)} synthetic images look like a training image, no more than real images of different patients look alike (p = {c['p']:.2g}).")
     try: table = compare(holdout.images, s.images, random_conv(), patients=holdout.patients, seed=seed)
     except UserError as e: table = pd.DataFrame([dict(metric='fidelity', note=str(e))])
     return dict(audit=result | dict(near_copies=c['near_copies']), fidelity=[{k: v for k, v in r.items() if v == v} for r in table.to_dict('records')]) # a NaN is what was not measured
+
+# %% ../nbs/40_synthesis.ipynb #c1b7d4e2
+def audit_in_short(audit): # of `examine`
+    "What records keep of an audit: verdict and words on the images, `weights` with those on the discriminator."
+    return {k: audit[k] for k in ('verdict', 'words', 'weights') if k in audit}
 
 # %% ../nbs/40_synthesis.ipynb #22693bcd
 USE = 'Training classifiers of the named class together with real images, and research on synthetic data.'

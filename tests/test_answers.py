@@ -72,6 +72,37 @@ def test_helps_needs_every_condition(folder, table, where, values, why):
     assert not claim['allowed'] and why in claim['why'], claim
 
 
+def test_a_failed_audit_is_red_and_says_what_it_means(folder):
+    assert 'audit' not in first_screen(page_of(folder)) and 'Attack' not in first_screen(page_of(folder))
+    change(folder, 'sets', [1, 4], verdict='FAIL', words='3 copies')
+    red = re.findall('<li class="failed">([^<]*)</li>', first_screen(page_of(folder)))
+    said, = [x for x in red if 'audit' in x]
+    assert said.startswith('Privacy audit of the synthetic images: FAIL. 2 of 12 synthetic sets, first dcgan, pneumonia: 3 copies. The answer still compares the arms')
+    assert 'may come from repeated patients' in said and 'export and share are closed' in said
+    change(folder, 'sets', 0, verdict='not auditable')
+    red = re.findall('<li class="failed">([^<]*)</li>', first_screen(page_of(folder)))
+    assert said in red and 'Privacy audit: not auditable 1 of 12 synthetic sets.' in red
+    assert said in describe(folder)
+
+
+@pytest.mark.parametrize('verdict, red', [('FAIL', True), ('described', False), ('not audited', False)])
+def test_the_discriminator_is_a_finding_of_its_own(folder, verdict, red):
+    "It is red only where it fails, and takes no sentence about the images away."
+    before = [(c['allowed'], c['claim']) for c in claims(folder)]
+    change(folder, 'sets', 0, weights=verdict, weights_words='it knows them')
+    page = page_of(folder)
+    assert ('<li class="failed">Attack on the weights: FAIL. 1 of 12 synthetic sets, first dcgan, normal: it knows them. ' in first_screen(page)) == red == ('Attack' in first_screen(page))
+    assert f'Attack on the weights (scores of the discriminator): PASS 11, {verdict} 1 of 12 synthetic sets.' in page
+    assert 'synthetic images: FAIL' not in page and [(c['allowed'], c['claim']) for c in claims(folder)] == before
+
+
+def test_a_study_of_before_knows_nothing_of_the_weights(folder):
+    t = pd.read_csv(f := folder/'tables'/'sets.csv', keep_default_na=False)
+    t.drop(columns=['weights', 'weights_words']).to_csv(f, index=False)
+    page = page_of(folder)
+    assert 'Attack on the weights (scores of the discriminator): not recorded 12 of 12' in page and 'Attack' not in first_screen(page)
+
+
 def test_helps_needs_equal_steps_real_images_and_an_honest_generator(folder):
     cells = pd.read_csv(folder/'tables'/'cells.csv')
     change(folder, 'cells', cells.arm == 'gan_classic', steps=800)

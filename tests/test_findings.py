@@ -32,7 +32,7 @@ def rows(f, family='primary'):
 
 
 def audit(generator='g', fraction=1., **changes):
-    return [dict(generator=generator, split=0, fraction=fraction, gan_seed=k, n=10, steps=100, verdict='PASS', words='', kid=.1, kid_low=.05, kid_high=.2, collapsed=False) | {'class': 'ill'} | changes for k in range(3)]
+    return [dict(generator=generator, split=0, fraction=fraction, gan_seed=k, n=10, steps=100, verdict='PASS', words='', weights='', weights_words='', kid=.1, kid_low=.05, kid_high=.2, collapsed=False) | {'class': 'ill'} | changes for k in range(3)]
 
 
 @pytest.mark.parametrize('gap, n, word', [(2.6, 400, 'helps'), (.6, 400, 'hurts'), (2.6, 36, 'inconclusive')])

@@ -176,6 +176,30 @@ def test_eleven_snapshots_as_files(tmp_path, parts):
     train_gan(parts.train.positives, 11, bs=8, snapshots=11, keep_snapshots=True, folder=tmp_path, precision='float32')
     files = sorted(tmp_path.glob('generator-*.safetensors'))
     assert len(files) == 11 and load_gan(files[4]).lineage['step'] == 5
+    assert all(load_gan(f).discriminator is not None for f in (files[0], files[-1]))
+
+
+def weights(gan): return [v for m in (gan.generator, gan.discriminator) for v in m.state_dict().values()]
+def same(a, b): return all(torch.equal(x, y) for x, y in zip(weights(a), weights(b), strict=True))
+
+
+@pytest.mark.parametrize('recipe', [dict(), dict(spectral=True), dict(ema=.9)], ids=str)
+def test_the_discriminator_belongs_to_the_released_step(tmp_path, parts, recipe):
+    """KID is lowest at step 3 of 6: both networks are those of a training that stops there, also after
+    an interruption between that step and the end, and when the finished training is asked for again."""
+    stopped = []
+    def watch(t):
+        if t.step == 5 and not stopped:
+            stopped.append(t.step)
+            raise KeyboardInterrupt
+        return dict(kid=abs(t.step-3))
+    how = dict(data=parts.train.positives, bs=8, seed=4, precision='float32', **recipe)
+    at_3, at_6 = train_gan(steps=3, **how), train_gan(steps=6, **how)
+    asked = how | dict(steps=6, watch=watch, snapshots=6, folder=tmp_path, save_every=0)
+    with pytest.raises(KeyboardInterrupt): train_gan(**asked)
+    for gan in (train_gan(**asked), train_gan(**asked), train_gan(**asked | dict(folder=tmp_path/'at once'))):
+        assert gan.lineage['step'] == 3 and gan.lineage['steps'] == 6 and same(gan, at_3)
+    assert stopped == [5] and not any(torch.equal(a, b) for a, b in zip(at_3.discriminator.parameters(), at_6.discriminator.parameters()))
 
 
 def test_several_at_once_are_those_of_one_after_the_other(parts):

@@ -1,5 +1,5 @@
 "A study from its design to its page: killed and continued, changed in part, on other backends, with one part failing."
-import json, os, random, shutil, signal, subprocess, sys, time
+import json, os, random, re, shutil, signal, subprocess, sys, time
 from dataclasses import asdict, replace
 from pathlib import Path
 
@@ -217,7 +217,41 @@ def test_the_audit_of_a_study_is_told(done):
     said, records = command('audit', folder), json.loads(command('audit', folder, '--json').stdout)
     sets = pd.read_csv(folder/'tables'/'sets.csv', keep_default_na=False)
     assert [r['words'] for r in records] == sets.words.tolist() and all(w in said.stdout for w in sets.words)
-    assert said.returncode == int((sets.verdict != 'PASS').any()) and len(said.stdout.splitlines()) == len(sets), said.stderr
+    lines = said.stdout.splitlines()
+    assert said.returncode == int((sets.verdict != 'PASS').any()) and len(lines) == 3*len(sets), said.stderr
+    assert [x.split(':')[0] for x in lines[1::3]+lines[2::3]] == ['images']*len(sets)+['weights']*len(sets)
+    assert set(lines[2::3]) == {'weights: not audited - no discriminator was attacked'}
+
+
+def test_exit_code_of_the_audit_is_about_the_images(done, tmp_path):
+    "A discriminator that knows its patients fails nobody; folders of before have no word on it."
+    _, folder = done
+    (tmp_path/'tables').mkdir(); shutil.copy(folder/'study.json', tmp_path)
+    sets = pd.read_csv(folder/'tables'/'sets.csv', keep_default_na=False).assign(verdict='PASS', words='nothing')
+    for weights, lines in (('FAIL', 3), (None, 2)):
+        t = sets.assign(weights=weights, weights_words='it knows them') if weights else sets.drop(columns=['weights', 'weights_words'])
+        t.to_csv(tmp_path/'tables'/'sets.csv', index=False)
+        said = command('audit', tmp_path)
+        assert said.returncode == 0 and len(said.stdout.splitlines()) == lines*len(sets) and ('weights: FAIL - it knows them' in said.stdout) == bool(weights)
+
+
+def test_copies_are_a_finding_and_never_an_end(tmp_path):
+    "A generator that gives its training images back: the study ends well, says so in red, and its images stay here."
+    d = replace(TINY, name='copies', generators=(Generator('copier', kind='replay'),))
+    (tmp_path/'copies.yaml').write_text(as_yaml(d))
+    ran = gansynth('study', tmp_path/'copies.yaml', '--runs', tmp_path/'runs', '--cache', tmp_path/'shelf', '--backend', 'here')
+    assert ran.returncode == 0, ran.stderr
+    folder, = [p for p in (tmp_path/'runs'/'study').iterdir() if (p/'study.json').is_file()]
+    told, sets = load_json(folder/'study.json'), pd.read_csv(folder/'tables'/'sets.csv')
+    assert told['status'] == 'ok' and told['outcomes']['failed'] == told['outcomes']['left_out'] == 0
+    assert set(sets.verdict) == {'FAIL'} and set(sets.weights) == {'not audited'}
+    assert set(pd.read_csv(folder/'tables'/'results.csv').arm) >= {'raw', 'class_weights', 'gan_aug'}       # its arm was trained and tested
+    page = (folder/'report'/'index.html').read_text()
+    said, = re.findall('<li class="failed">(Privacy audit of the synthetic images: FAIL[^<]*)</li>', page)
+    assert 'may come from repeated patients' in said and 'must not leave this machine' in said and 'Privacy audit of the synthetic images: FAIL' in ran.stdout
+    refused = command('export', folder, '--cache', tmp_path/'shelf', '--to', tmp_path/'out')
+    assert refused.returncode == 1 and 'did not pass' in refused.stderr and not (tmp_path/'out').exists()
+    assert command('audit', folder).returncode == 1
 
 
 def test_the_images_of_a_study_can_be_exported(done, tmp_path):

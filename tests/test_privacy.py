@@ -8,7 +8,7 @@ from scipy.stats import binom, norm
 from gansynth import privacy
 from gansynth.core import UserError, hash_of
 from gansynth.phantom import phantom
-from gansynth.privacy import (KINDS, attack, audit, digests, distances, epsilon, excess_copies, find_canaries, gate, gather, hard_copies, judge, near,
+from gansynth.privacy import (DECIDED_FROM, KINDS, TPR_FROM, attack, audit, digests, distances, epsilon, excess_copies, find_canaries, gate, gather, hard_copies, judge, judge_weights, near,
                               plant_canaries, planted, plot_distances, power, principal, refuse_extractor, refuse_overlap, refuse_twins, show_pairs,
                               thirds, verdict, views, zscore)
 
@@ -259,19 +259,65 @@ def test_thirds_follow_the_hash():
 
 def test_attack_values():
     c = attack(np.array([.9, .8, .3]), np.array([.7, .3, .1]), 'x')
-    assert c['value'] == pytest.approx(5/6, abs=1e-5) and c['tpr'] == pytest.approx(2/3, abs=1e-5)
+    assert c['value'] == pytest.approx(5/6, abs=1e-5) and c['tpr'] is None
     half = 1.959964*np.sqrt(1/27)
     assert c['interval'] == pytest.approx([5/6-half, 1], abs=1e-4)
     assert attack(np.zeros(5), np.zeros(5), 'x')['p'] == 1
 
 
-def test_discriminator_scores(sets):
+def test_no_share_at_one_percent_of_fewer_than_a_hundred():
+    "`tpr` needs non-members: one in a hundred of 99 is less than one."
+    members, others = np.arange(200.)+30, np.arange(200.)
+    assert TPR_FROM == 100 and attack(members, others[:99], 'x')['tpr'] is None
+    assert attack(members, others[:100], 'x')['tpr'] == pytest.approx((members > others[:100].max()).mean(), abs=1e-5)
+    assert attack(others[:3]+500, others[:100], 'x')['tpr'] == 1                  # the members may be few
+    assert attack(np.zeros(99), np.zeros(99), 'x')['tpr'] is None and attack(np.zeros(5), np.zeros(100), 'x')['tpr'] == 0
+
+
+def test_a_guilty_discriminator_is_a_verdict_of_its_own(sets):
+    "It fails the weights and changes nothing in the rows, the power and the verdict of the images."
     T, H, A, fresh, patients = sets
     rng = np.random.default_rng(0)
     same, more = ([rng.normal(m, 1, len(T)), rng.normal(0, 1, len(H))] for m in (0, 1))
-    assert flagged(audit(T, H, A, fresh, patients, discriminator_scores=more, kinds=())) == {'discriminator'}
-    r = audit(T, H, A, fresh, patients, discriminator_scores=same, kinds=())
-    assert r['verdict'] == 'PASS' and sum(c['p_holm'] is not None for c in r['checks']) == 3
+    alone, guilty, innocent = (audit(T, H, A, fresh, patients, discriminator_scores=s, kinds=()) for s in (None, more, same))
+    assert alone['verdict'] == 'PASS' and alone['weights']['verdict'] == 'not audited'
+    assert flagged(guilty) == {'discriminator'} and guilty['weights']['verdict'] == 'FAIL'
+    assert innocent['weights']['verdict'] == 'PASS' and innocent['weights']['words'].startswith('no memorisation detected')
+    for r in (guilty, innocent):
+        assert sum(c['name'] == 'discriminator' for c in r['checks']) == 1
+        rest = [c for c in r['checks'] if c['name'] != 'discriminator']
+        assert (rest, r['verdict'], r['words'], r['power']) == (alone['checks'], 'PASS', alone['words'], alone['power'])
+        assert 'discriminator' not in r['words'] and json.loads(json.dumps(r, allow_nan=False)) == r
+    copied = audit(T, H, A, planted(T, 'exact', .1, 0, fresh), patients, discriminator_scores=same, kinds=())
+    assert (copied['verdict'], copied['weights']['verdict']) == ('FAIL', 'PASS')
+    noise = audit(T, H, A, rng.integers(0, 256, fresh.shape, 'uint8'), patients, discriminator_scores=more, kinds=())
+    assert (noise['verdict'], noise['weights']['verdict']) == ('not auditable', 'FAIL')
+
+
+@pytest.mark.parametrize('t, h, decided', [(40, 40, True), (39, 40, False), (40, 39, False), (39, 39, False)])
+def test_few_patients_are_described_and_not_decided(t, h, decided):
+    "Scores that tell everybody apart: from 40 patients a side on that is a FAIL, below it is an AUC with its interval."
+    rng = np.random.default_rng(1)
+    (row,), said = judge_weights((rng.normal(4, 1, t), rng.normal(0, 1, h)))
+    assert DECIDED_FROM == 40 and row['value'] > .95 and row['interval'][0] > .8 and f"AUC {row['value']:.2f}" in said['words']
+    if decided: assert (said['verdict'], row['role'], row['flagged']) == ('FAIL', 'test', True) and row['p_holm'] < .05
+    else: assert (said['verdict'], row['role'], row['flagged'], row['p'], row['p_holm']) == ('described', 'description', False, None, None)
+
+
+def test_patients_are_counted_and_not_images():
+    "Many images of few patients: the attack is described."
+    d = phantom(n_patients=105, size=28, seed=3)
+    t, h, a = thirds(d['patients'], 0)
+    fresh, names = phantom(n_patients=80, size=28, seed=11)['images'], tuple(d['patients'][i] for i in (t, h, a))
+    scores = [np.full(len(x), v)+np.arange(len(x))*1e-3 for x, v in ((t, 9.), (h, 0.))]
+    assert len(t) > DECIDED_FROM > len(set(names[0]))
+    for patients, verdict in ((names, 'described'), (None, 'FAIL')):
+        assert audit(d['images'][t], d['images'][h], d['images'][a], fresh, patients, discriminator_scores=scores, kinds=())['weights']['verdict'] == verdict
+
+
+def test_scores_that_do_not_belong_are_refused(sets):
+    T, H, A, fresh, patients = sets
+    more = [np.arange(float(len(T))), np.arange(float(len(H)))]
     with pytest.raises(UserError, match='one finite score'): audit(T, H, A, fresh, patients, discriminator_scores=(more[0], more[1][1:]))
 
 

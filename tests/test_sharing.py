@@ -13,7 +13,7 @@ from gansynth.cli import main
 from gansynth.core import UserError, load_json
 from gansynth.data import load, split
 from gansynth.gan_training import train_gan
-from gansynth.gans import save_gan
+from gansynth.gans import load_gan, save_gan
 from gansynth.regimes import make_arm
 from gansynth.sharing import GENERATOR, disjoint, fetch, look_through, open_generator, open_sets, push, reunite, set_folders, share, share_gan, withhold
 from gansynth.synthesis import export_set, load_set, synthesise
@@ -103,6 +103,24 @@ def test_a_failed_audit_stops_the_generator(gan, tmp_path, audit):
     assert not (tmp_path/'gan').exists()
     said = (share_gan(gan, tmp_path/'gan', audit, allow_failed_audit=True)/'README.md').read_text().split('\n---\n')[1]
     assert said.split('\n')[2].startswith('> **Warning: the privacy audit says:') and 'None was named' in said
+
+
+@pytest.mark.parametrize('found', ['FAIL', 'PASS', 'described'])
+def test_the_discriminator_never_leaves(gan, tmp_path, monkeypatch, found):
+    "What the audit says of it closes nothing, since it is left out of the folder and of what is sent."
+    assert gan.discriminator is not None
+    audit = dict(verdict='PASS', words='Looked at.', weights=dict(verdict=found, words='it knows them'))
+    save_gan(gan, tmp_path/'gan.safetensors', discriminator=True)
+    both = load_gan(tmp_path/'gan.safetensors')
+    folder = share_gan(both, tmp_path/'out', audit)
+    assert both.discriminator is not None and open_generator(folder).discriminator is None
+    assert 'without the discriminator' in (folder/'README.md').read_text() and 'Warning' not in (folder/'README.md').read_text()
+    hub = Hub(monkeypatch)
+    push(folder, 'me/it')
+    sent = len(hub.calls)
+    for f in ('', '.json'): shutil.copy(f"{tmp_path/'gan.safetensors'}{f}", f'{folder/GENERATOR}{f}')
+    with pytest.raises(UserError, match='holds the discriminator too'): push(folder, 'me/it', with_ids=True)
+    assert len(hub.calls) == sent
 
 
 def test_a_failed_audit_stops_the_sets_and_nothing_is_half_written(home, gan, tmp_path):

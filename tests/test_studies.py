@@ -1,6 +1,8 @@
 "The runner and the command line: one fault each, through the front door."
 import json, os, re, shutil, signal, subprocess, sys, time
 from pathlib import Path
+from types import SimpleNamespace
+from unittest.mock import MagicMock
 
 import nbformat
 import numpy as np
@@ -313,7 +315,7 @@ pd.DataFrame(dict(arm=list(arms), network='net', steps=STEPS, n_train=9, n_synth
 pd.DataFrame(dict(table='quality', arm=['gan_aug', 'real'], metric='KID[x]', value=[1.+seed**2, .1], low=[.5, 0], high=[1.5, .2], n=50)).to_csv(Path(run_dir)/'measures.csv', index=False)
 (Path(run_dir)/'figures').mkdir(exist_ok=True)
 for f in ('curve_a', 'generated_b', 'real'): (Path(run_dir)/'figures'/f'{f}.png').write_bytes(b'PNG')
-finish(run_dir, generator={'ill': 'a'*64, 'well': None}, health={'ill': 'collapsed'}, audit={'ill': dict(verdict='FAIL', words='w')})"""
+finish(run_dir, generator={'ill': 'a'*64, 'well': None}, health={'ill': 'collapsed'}, audit={'ill': dict(verdict='FAIL', words='w', weights=dict(verdict='WEIGHTS', words='v'))})"""
 
 
 @pytest.fixture
@@ -328,8 +330,8 @@ def in_process(monkeypatch):
     monkeypatch.setattr(studies, 'execute', execute)
 
 
-def run_many(tiny_study, arms, steps=8, seeds=(0, 1, 2)):
-    runs = tiny_study(MANY.replace('ARMS', repr(arms)).replace('STEPS', repr(steps)))
+def run_many(tiny_study, arms, steps=8, seeds=(0, 1, 2), weights='PASS'):
+    runs = tiny_study(MANY.replace('ARMS', repr(arms)).replace('STEPS', repr(steps)).replace('WEIGHTS', weights))
     for s in seeds: studies.run_study('tiny', 'smoke', {'seed': s}, runs=runs)
     return runs
 
@@ -360,15 +362,63 @@ def test_questions_opponents_and_holm(tiny_study, in_process, tmp_path):
     assert 'Unequal training: gan_aug took 16 optimiser steps, oversample took 8.' in said and 'gan_classic took' not in said
     assert 'names never_run as opponents too' in said and 'ill: collapsed' in said and 'FAIL. ill: w' in said
     page = make_report(out, tmp_path/'index.html').read_text()
-    assert page.count('class=failed') == 4 and 'Measures: quality (n = 50, 3 seeds' in page and page.index('<th>AUROC') < page.index('oversample</td>')       # five arms: a row each
+    assert page.count('class=failed') == 4 and page.count('class=failed>Privacy audit of the synthetic images: FAIL. ill: w. The answer still compares the arms') == 1
+    assert '<li>Attack on the weights: PASS. ill: v.</li>' in page and 'Measures: quality (n = 50, 3 seeds' in page and page.index('<th>AUROC') < page.index('oversample</td>')       # five arms: a row each
     assert load_json(out/'provenance.json')['generators'] == ['ill: '+'a'*64]*3
+
+
+def test_a_finding_of_before_is_removed_with_its_drawings(tiny_study, in_process, tmp_path):
+    "Drawings that were collected while the audit passed leave the folder when it fails."
+    runs = run_many(tiny_study, dict(raw=.4, gan_aug=1.), seeds=(0,))
+    (tmp_path/'out'/'figures').mkdir(parents=True); (tmp_path/'out'/'figures'/'generated_b.png').write_bytes(b'PNG')
+    assert not (collection.collect('tiny', tmp_path/'out', runs, pixels=False)/'figures'/'generated_b.png').exists()
+
+
+@pytest.mark.parametrize('verdict', ['FAIL', 'described', None])
+def test_the_attack_on_the_weights_is_a_sentence_of_its_own(tiny_study, in_process, tmp_path, verdict):
+    "Red only for FAIL; records of before do not have it."
+    from gansynth.report import make_report
+    runs = run_many(tiny_study, dict(raw=.4, gan_aug=1.), seeds=(0,), weights=verdict or 'PASS')
+    out = collection.collect('tiny', tmp_path/'out', runs)
+    p = load_json(out/'provenance.json')
+    if verdict is None:
+        del p['audits'][0]['weights']
+        save_json(p, out/'provenance.json')
+    page = make_report(out, tmp_path/'index.html').read_text()
+    assert ('class=failed>Attack on the weights: FAIL. ill: v. ' in page) == (verdict == 'FAIL')
+    assert page.count('Attack on the weights') == (verdict is not None) and ('<li>Attack on the weights: described. ill: v.</li>' in page) == (verdict == 'described')
+    assert page.count('Privacy audit of the synthetic images: FAIL. ill: w.') == 1
+
+
+NAMES = ['normal', 'pneumonia']
+
+
+@pytest.mark.parametrize('name, given', [('nih_pneumonia', dict(np=np)), ('bone_fracture', dict(names=NAMES, measure=None)), ('lung_optimizers', dict(names={'adam': 'Adam'})),
+                                         ('covid_ct', dict(names=NAMES, n_synthetic=4, n_conditional=4, gans=dict.fromkeys(NAMES), synthesise=lambda g, n, seed, c: SimpleNamespace(class_name=c))),
+                                         ('pneumonia_transfer', dict(names=NAMES, pool=[SimpleNamespace(class_name=c, take=lambda *a: None) for c in NAMES], gans={}))])
+def test_a_failed_audit_stops_no_notebook(tmp_path, capsys, name, given):
+    "The cell that audits, with an audit that fails images and discriminator: it prints both, keeps both and goes on."
+    from gansynth.synthesis import audit_in_short
+    from gansynth.tables import on_images, on_weights
+    found = dict(verdict='FAIL', words='2 copies', weights=dict(verdict='FAIL', words='it knows them'))
+    def examine(*args): return dict(audit=dict(found, checks=[]), fidelity=[dict(metric='KID', note='not measured')])
+    def no_probe(*args, **how): raise UserError('not measured')
+    space = {k: MagicMock() for k in 'synthetic sick parts healthy holdout drawn gans of seen unseen of_class held_out np measure trained'.split()}
+    space |= dict(examine=examine, audit_in_short=audit_in_short, on_images=on_images, on_weights=on_weights, real_or_synthetic=no_probe, UserError=UserError,
+                  save_json=save_json, run_dir=tmp_path, pd=pd, seed=0, n_audit=9) | given
+    cells = [c.source for c in nbformat.read(ROOT/'nbs'/'studies'/f'{name}.ipynb', as_version=4).cells if c.cell_type == 'code']
+    cell, = [c for c in cells if "run_dir/'audit.json'" in c]
+    exec(cell, space)
+    out = capsys.readouterr().out
+    assert on_images(found) in out and on_weights(found['weights']) in out and 'it knows them' in (tmp_path/'audit.json').read_text()
 
 
 def test_what_may_leave(tmp_path):
     "Small curves always, small drawings unless an audit failed, real images never."
     files = {n: tmp_path/f'{n}.png' for n in ('curve_a', 'generated_b', 'real', 'real_and_synthetic', 'curve_large')}
     for n, f in files.items(): f.write_bytes(b'0'*(100_000 if n == 'curve_large' else 9))
-    for audit, want in ((None, {'curve_a', 'generated_b'}), (dict(verdict='PASS'), {'curve_a', 'generated_b'}), (dict(verdict='FAIL'), {'curve_a'}), ({'ill': dict(verdict='PASS'), 'well': dict(verdict='FAIL')}, {'curve_a'})):
+    for audit, want in ((None, {'curve_a', 'generated_b'}), (dict(verdict='PASS'), {'curve_a', 'generated_b'}), (dict(verdict='FAIL'), {'curve_a'}), ({'ill': dict(verdict='PASS'), 'well': dict(verdict='FAIL')}, {'curve_a'}),
+                        (dict(verdict='PASS', weights=dict(verdict='FAIL')), {'curve_a', 'generated_b'}), (dict(verdict='FAIL', weights=dict(verdict='PASS')), {'curve_a'})):
         assert {n for n, f in files.items() if collection.may_leave(f, audit)} == want
 
 

@@ -63,7 +63,7 @@ def fracture_run(tmp_path_factory):
         image_folder(path/part, seed=i, **{'fractured': n, 'not fractured': n+2*i})
         for f in (path/part/'fractured').glob('*.png'): Image.fromarray(np.asarray(Image.open(f))//2).save(f)     # darker, so that there is something to learn
     done = gansynth('run', 'bone_fracture', '--profile', 'smoke', '--data', f'fracture:{path}', '--runs', runs, *(x for k, v in dict(
-        official_split=True, extra_arms='warm_start_equal,untrained_classic', strengths='0,1', gan_steps=2, looks=1, n_watch=10, n_synthetic=64, use_failed_audit=True).items() for x in ('-p', f'{k}={v}')))
+        official_split=True, extra_arms='warm_start_equal,untrained_classic', strengths='0,1', gan_steps=2, looks=1, n_watch=10, n_synthetic=64).items() for x in ('-p', f'{k}={v}')))
     assert done.returncode == 0, done.stderr
     return Path(done.stdout.strip())
 

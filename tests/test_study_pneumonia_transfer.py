@@ -1,4 +1,5 @@
 "Study 5: class names that cannot be exchanged unnoticed, lent weights that saw no judge, and a run at smoke size."
+from pathlib import Path
 from types import SimpleNamespace
 
 import nbformat
@@ -14,6 +15,7 @@ from gansynth.classifiers import build_classifier, save_classifier
 from gansynth.core import UserError, load_json
 from gansynth.data import load, split
 from gansynth.regimes import make_arm
+from gansynth.synthesis import Synthetic, export_set
 
 NOTEBOOK = ROOT/'nbs'/'studies'/'pneumonia_transfer.ipynb'
 
@@ -144,6 +146,32 @@ def transfer_run(tmp_path_factory):
     done = gansynth('run', 'pneumonia_transfer', '--profile', 'smoke', '--runs', tmp_path_factory.mktemp('transfer'))
     assert done.returncode == 0, done.stderr
     return type(ROOT)(done.stdout.strip())
+
+
+@pytest.mark.slow
+def test_copies_end_no_study(tmp_path):
+    """A published study on a foreign set that is the training part itself: it ends well, records the
+    finding, and its report says in red what it means."""
+    spec, runs = 'phantom:n_patients=220,prevalence=.5,difficulty=.2', tmp_path/'runs'
+    train = split(load(spec, 28)).train
+    for k, c in enumerate(train.classes):
+        d = train.take(np.resize(np.flatnonzero(train.labels == k), 4*(train.labels == k).sum()))
+        copies = Synthetic(d.images, c, tuple(d.ids), 'g'*64, 0, np.array([f'0-{i:06}' for i in range(len(d))]))
+        export_set(copies, tmp_path/c, allow_failed_audit=True)
+    foreign = ';'.join(f'{c}=synthetic:{tmp_path/c}' for c in train.classes)
+    done = gansynth('run', 'pneumonia_transfer', '--profile', 'smoke', '--runs', runs, '--data', spec, *(x for k, v in dict(
+        synthetic_data=foreign, initialisations='scratch', heads='', domain_data='', swap_drill=False, lr=.003, steps_per_epoch=10).items() for x in ('-p', f'{k}={v}')))
+    assert done.returncode == 0, done.stderr
+    run = Path(done.stdout.strip())
+    found = load_json(run/'done.json')['audit']
+    assert {c: a['verdict'] for c, a in found.items()} == dict.fromkeys(train.classes, 'FAIL') and (run/'audit.json').is_file()
+    assert {a['weights']['verdict'] for a in found.values()} == {'not audited'} and 'resnet18-scratch/mix_300' in set(pd.read_csv(run/'predictions.csv').arm)
+    shown = gansynth('report', 'pneumonia_transfer', '--runs', runs, '--out', tmp_path/'report')
+    assert shown.returncode == 0, shown.stderr
+    page = (tmp_path/'report'/'index.html').read_text()
+    assert page.count('<li class=failed>Privacy audit of the synthetic images: FAIL. ') == 2 and 'export and share are closed' in page
+    collected = gansynth('collect', 'pneumonia_transfer', '--runs', runs, '--to', tmp_path/'out')
+    assert collected.returncode == 0 and not list((tmp_path/'out'/'figures').glob('generated*')) and list((run/'figures').glob('generated*'))
 
 
 def test_smoke_run(transfer_run):

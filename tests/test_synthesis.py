@@ -1,6 +1,7 @@
 "Synthetic sets: drawn by seed, chosen by rules, written with papers that can be checked."
 import json, shutil
 from dataclasses import replace
+from types import SimpleNamespace
 
 import numpy as np
 import pandas as pd
@@ -9,14 +10,16 @@ import select_images
 from conftest import command, snapshot
 from PIL import Image
 
+from gansynth import synthesis
 from gansynth.calibration import contrasts
 from gansynth.classifier_training import predict
 from gansynth.core import UserError, load_json, save_json
 from gansynth.data import load, split
 from gansynth.evaluation import auroc
 from gansynth.gan_training import train_gan
+from gansynth.privacy import digests, thirds
 from gansynth.regimes import make_arm
-from gansynth.synthesis import Synthetic, at_least, at_random, compose, diverse, examine, export_set, load_set, near_copies, no_near_copies, realism, synthesise, top
+from gansynth.synthesis import Synthetic, at_least, at_random, audit_in_short, compose, diverse, examine, export_set, load_set, near_copies, no_near_copies, realism, synthesise, top
 
 PASS = dict(verdict='PASS', words='No memorisation detected at this power.')
 
@@ -161,7 +164,9 @@ def test_audit_and_export_of_a_run(smoke_run, tmp_path):
     said = json.loads((run/'audit.json').read_text())['audit']
     assert said['verdict'] in ('PASS', 'FAIL', 'not auditable') and json.loads((run/'done.json').read_text())['audit']['verdict'] == said['verdict']
     done = command('audit', run)
-    assert done.returncode == (0 if said['verdict'] == 'PASS' else 1) and done.stdout.startswith(said['verdict']), done.stderr
+    assert done.returncode == (0 if said['verdict'] == 'PASS' else 1), done.stderr
+    images, weights = done.stdout.splitlines()
+    assert images == f"images: {said['verdict']} - {said['words']}" and weights == 'weights: {verdict} - {words}'.format(**said['weights'])
     done = command('export', run, '--to', tmp_path/'set', '--n', 6)
     if said['verdict'] != 'PASS':
         assert done.returncode == 1 and '--allow-failed-audit' in done.stderr and not (tmp_path/'set').exists()
@@ -198,6 +203,25 @@ def test_a_replaying_generator_fails_the_examination(pool, parts, copies):
     s = replace(pool, images=np.concatenate([pool.images[copies:], train.images[:copies, ::1, ::-1]]))
     found = examine(s, train, parts.valid.positives, parts.train.take(parts.train.labels == 0))
     assert (found['audit']['verdict'] == 'FAIL') == (copies > 0) and found['audit']['near_copies'] == copies
+
+
+def test_a_guilty_discriminator_does_not_close_the_export(tmp_path, monkeypatch):
+    "The scores of the discriminator tell all members apart, the images are those of other people."
+    data = load('phantom:n_patients=360,prevalence=.5,seed=1', 32)
+    sick, healthy = data.positives, data.take(data.labels == 0)
+    t, h, rest = thirds(sick.patients, 1)
+    train, holdout, fresh = (sick.take(i) for i in (t, h, rest))
+    assert not set(healthy.patients) & set(sick.patients) and min(len(set(d.patients)) for d in (train, holdout)) >= 40
+    s = Synthetic(fresh.images, 'pneumonia', tuple(train.ids), 'g'*64, 0, np.array([f'0-{i:06}' for i in range(len(fresh))]))
+    known = set(digests(train.images))
+    monkeypatch.setattr(synthesis, 'logits', lambda gan, images, name: np.array([float(d in known) for d in digests(images)])+np.linspace(0, .1, len(images)))
+    found = examine(s.take(slice(len(train)), 'as many'), train, holdout, healthy, gan=SimpleNamespace(discriminator='here'))['audit']
+    assert found['weights']['verdict'] == 'FAIL' and found['verdict'] == 'PASS', found['words']
+    assert audit_in_short(found) == {k: found[k] for k in ('verdict', 'words', 'weights')}
+    folder = export_set(s, tmp_path/'set', found)
+    assert 'Warning' not in (folder/'README.md').read_text() and len(load_set(folder)) == len(s)
+    copies = replace(s, images=np.concatenate([train.images[:5], s.images[5:]]))
+    assert examine(copies, train, holdout, healthy)['audit'].items() >= dict(verdict='FAIL', weights=dict(verdict='not audited', words='no discriminator was attacked')).items()
 
 
 # --- the experiment of tests/select_images.py ---------------------------------------------------------------------------
