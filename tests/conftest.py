@@ -1,5 +1,5 @@
 "What the tests share: small sources with one fault each, and the command line, in a process of its own or in this one."
-import io, os, shutil, subprocess, sys, tempfile
+import io, os, shutil, subprocess, sys, tempfile, time
 from contextlib import redirect_stderr, redirect_stdout
 from pathlib import Path
 from types import SimpleNamespace
@@ -12,6 +12,7 @@ from PIL import Image
 ROOT = Path(__file__).resolve().parents[1]
 COMMAND = str(Path(sys.executable).with_name('gansynth'))
 SHARED = ROOT.parent/'shared'/'data'
+LIMIT = 300 # seconds after which a test gives up waiting: an emergency brake, never a measurement
 
 os.environ['GANSYNTH_CACHE'] = tempfile.mkdtemp(prefix='gansynth-cache-')     # for this process and those it starts
 
@@ -38,6 +39,15 @@ def command(*args, cwd=ROOT, **env):
         for k, v in env.items(): m.setenv(k, v)
         code = main([*map(str, args)])
     return SimpleNamespace(returncode=code, stdout=out.getvalue(), stderr=err.getvalue())
+
+
+def until(happened, what): # function; words for the message
+    "Wait until `happened()` is true and return what it gave; AssertionError after LIMIT seconds."
+    end = time.monotonic()+LIMIT
+    while not (found := happened()):
+        assert time.monotonic() < end, f'still waiting for {what}'
+        time.sleep(.02)
+    return found
 
 
 def snapshot(folder):

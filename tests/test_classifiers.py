@@ -1,11 +1,11 @@
 "The networks that classify: counts, every combination, weights from elsewhere, frozen bodies, files."
-import copy, json, socket, subprocess, sys, threading, time
+import copy, json, socket, subprocess, sys, threading
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from conftest import ROOT
+from conftest import LIMIT, ROOT
 from torch import nn
 from torchvision import models
 
@@ -255,11 +255,10 @@ def test_origin_of_a_file(hub, monkeypatch):
 @pytest.mark.parametrize('name', named(LARGE))
 def test_missing_weights(name, hub):
     "No file, no internet: a sentence at once, never a random network."
-    start = time.time()
     with pytest.raises(UserError) as e: build_classifier(name, 32, weights='imagenet')
     file = NETWORKS[name].url.rsplit('/')[-1]
     for part in (file, str(hub[0]), NETWORKS[name].url, "weights='none'"): assert part in str(e.value)
-    assert time.time()-start < 10 and len(hub[1]) >= 1
+    assert len(hub[1]) >= 1
     assert not list(hub[0].iterdir()), 'the failed download left something behind'
     assert socket.getdefaulttimeout() is None
 
@@ -267,17 +266,17 @@ def test_missing_weights(name, hub):
 def test_silent_server_is_not_waited_for(tmp_path, monkeypatch):
     "A server that accepts and says nothing."
     server = socket.create_server(('127.0.0.1', 0))
-    rescue = threading.Timer(6, server.close)         # so that the test ends even where nothing limits the wait
+    rescued = threading.Event()         # the test ends even where nothing limits the wait
+    rescue = threading.Timer(LIMIT, lambda: (rescued.set(), server.close()))
     rescue.start()
     monkeypatch.setattr(torch.hub, 'get_dir', lambda: str(tmp_path))
     monkeypatch.setattr(classifiers, 'SILENCE', .5)
     import dataclasses
     net = dataclasses.replace(NETWORKS['resnet18'], url=f'http://127.0.0.1:{server.getsockname()[1]}/resnet18-f37072fd.pth')
     for v in ('http_proxy', 'HTTP_PROXY', 'all_proxy', 'ALL_PROXY'): monkeypatch.delenv(v, raising=False)
-    start = time.time()
     with pytest.raises(UserError, match='download failed'): fetch(net)
-    assert time.time()-start < 5 and socket.getdefaulttimeout() is None
     rescue.cancel()
+    assert not rescued.is_set() and socket.getdefaulttimeout() is None
     server.close()
 
 

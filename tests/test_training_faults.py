@@ -5,6 +5,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from conftest import LIMIT, until
 from safetensors.torch import load_file, save_file
 from torch import nn
 
@@ -59,9 +60,10 @@ def job(data, folder, steps, every, started): # what the killed process does
     train_gan(data, steps, folder=folder, save_every=every, **RECIPE)
 
 
+@pytest.mark.slow
 def test_f01_f02_fifty_kills_change_nothing(tmp_path, data, monkeypatch):
     "SIGKILL at random moments, between steps and in the middle of writing: five runs of 300 steps, each killed ten times; three of them save after every step."
-    steps, rng, clean, half = 300, random.Random(0), tmp_path/'clean', 0
+    steps, rng, clean, half, killed = 300, random.Random(0), tmp_path/'clean', 0, 0
     reference = train_gan(data, steps, folder=clean, save_every=0, **RECIPE)
     context = multiprocessing.get_context('forkserver')
     context.set_forkserver_preload(['torch._dynamo', __name__])         # so that a child trains at once
@@ -71,18 +73,19 @@ def test_f01_f02_fifty_kills_change_nothing(tmp_path, data, monkeypatch):
         while True:
             started = context.Event()
             p = context.Process(target=job, args=(data, folder, steps, (0, .02)[k > 2], started))
-            p.start(); started.wait(60)
-            p.join(rng.uniform(.02, .5) if kills < 10 else 300)
+            p.start(); assert started.wait(LIMIT)
+            p.join(rng.uniform(.02, .5) if kills < 10 else LIMIT)
             if not p.is_alive(): break
             p.kill(); p.join()
             kills, half = kills+1, half+any(q.name.startswith('.') or q.suffix == '.safetensors' and not Path(f'{q}.json').exists() for q in folder.glob('*'))
-        assert p.exitcode == 0 and kills > 2
+        assert p.exitcode == 0
+        killed += kills
         a, b = state(folder), state(clean)
         assert a.keys() == b.keys() and all(torch.equal(a[n], b[n]) for n in a), 'another end than the undisturbed run'
         assert not list(folder.glob('.*')), 'a temporary file was left'
         assert same(train_gan(data, steps, folder=folder, **RECIPE), reference)
         shutil.rmtree(folder)
-    assert half, 'no kill in the middle of a write'
+    assert killed and half, 'no kill in the middle of a write'
 
 
 @pytest.mark.parametrize('forgotten', ['nothing', 'optimiser', 'random numbers', 'average', 'augmentation', 'order of images', 'layout of moments'])
@@ -227,7 +230,7 @@ def start(folder, **kw):
 def test_f11_disk_full(two, data):
     before = {p.name: p.read_bytes() for p in two.glob('step-*')}
     p = start(two, before="signal.signal(signal.SIGXFSZ, signal.SIG_IGN); resource.setrlimit(resource.RLIMIT_FSIZE, (50_000, 50_000))")
-    err = p.communicate(timeout=120)[1]
+    err = p.communicate(timeout=LIMIT)[1]
     assert p.returncode == 1 and err.count('UserError') == 1 and 'cannot write' in err and 'step-000000007.safetensors' in err and 'Free some space' in err, err
     assert {q.name: q.read_bytes() for q in two.glob('step-*')} == before and not list(two.glob('.*'))
 
@@ -250,20 +253,17 @@ def test_f13_folder_that_is_none(tmp_path, data, kind):
 
 def begun(folder, p):
     "Wait until the first checkpoint is there."
-    for _ in range(600):
-        if list(Path(folder).glob('step-*.json')): return
-        assert p.poll() is None, p.communicate()[1]
-        time.sleep(.1)
-    raise AssertionError('training did not begin')
+    until(lambda: [*Path(folder).glob('step-*.json')] or p.poll() is not None, 'the first checkpoint')
+    assert p.poll() is None, p.communicate()[1]
 
 
 @pytest.mark.parametrize('number,code', [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
 def test_f14_f15_a_polite_end(tmp_path, data, number, code):
     p = start(tmp_path, steps=1_000_000, every=.5)
     begun(tmp_path, p)
-    t = time.time(); p.send_signal(number)
-    err = p.communicate(timeout=60)[1]
-    assert time.time()-t < 5*max(1, os.getloadavg()[0]/os.cpu_count()) and p.returncode == code, (p.returncode, err)
+    p.send_signal(number)
+    err = p.communicate(timeout=LIMIT)[1]
+    assert p.returncode == code, (p.returncode, err)
     tensors, facts = last_checkpoint(tmp_path)
     assert not list(tmp_path.glob('.*')) and len(tensors['state.history']) == facts['step'] > 0
     if code == 130: assert f"stopped after step {facts['step']} of 1000000; the same call goes on from there" in err       # saved at the very step it stopped
@@ -333,10 +333,22 @@ def test_finished_work_is_not_done_again(tmp_path, data, monkeypatch):
     with pytest.raises(AssertionError): train_gan(data, 4, folder='cache', **RECIPE | dict(seed=4))
 
 
+HOLD = """
+import os, time
+from gansynth import gan_training
+step = gan_training.gan_step
+def held(t, *a):
+    while t.step == 2 and not os.path.exists({go!r}): time.sleep(.02)
+    return step(t, *a)
+gan_training.gan_step = held
+"""
+
+
 def test_two_processes_in_one_folder(tmp_path, data):
     "The second waits, then finds the work done."
-    a = start(tmp_path, steps=600, every=.5); begun(tmp_path, a)
-    b = start(tmp_path, steps=600, every=.5)
-    assert a.communicate(timeout=120) and a.returncode == 0
-    err = b.communicate(timeout=120)[1]
-    assert b.returncode == 0 and 'waiting for another process' in err
+    folder, go = tmp_path/'gan', tmp_path/'go'
+    a = start(folder, before=HOLD.format(go=str(go))); begun(folder, a)
+    b = start(folder)
+    assert any('waiting for another process' in line for line in b.stderr)      # read until it says so, or ends
+    go.touch()
+    for p in (a, b): assert p.communicate(timeout=LIMIT) and p.returncode == 0

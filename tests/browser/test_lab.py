@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
+LIMIT = 300_000 # milliseconds after which a test gives up waiting: an emergency brake, never a measurement
 CHROMIUM = next((p for p in map(shutil.which, ('chromium', 'chromium-browser', 'google-chrome')) if p), None)
 sync_api = pytest.importorskip('playwright.sync_api', reason='the Python package playwright is not installed')
 expect = sync_api.expect
@@ -45,12 +46,12 @@ def lab(tmp_path_factory):
         server = subprocess.Popen([sys.executable, '-m', 'jupyterlab', '--no-browser', '--allow-root', f'--ServerApp.port={port}', '--ServerApp.port_retries=0', '--ServerApp.ip=127.0.0.1', '--IdentityProvider.token=reader',
                                    '--LabApp.news_url=', '--LabApp.check_for_updates_class=jupyterlab.NeverCheckForUpdate', '--LabApp.extension_manager=readonly', f'--ServerApp.root_dir={copy}'], cwd=copy, env=env, stdout=log, stderr=log)
     address = f'http://127.0.0.1:{port}'
-    for _ in range(240):
+    for _ in range(LIMIT//250):
         try: urllib.request.urlopen(f'{address}/api?token=reader'); break
         except OSError: time.sleep(.25)
         assert server.poll() is None, (home/'log').read_text()[-2000:]
     yield address
-    server.terminate(); server.wait(20)
+    server.terminate(); server.wait(LIMIT/1000)
 
 
 @pytest.fixture(scope='session')
@@ -61,7 +62,7 @@ def page(lab):
         browser = p.chromium.launch(executable_path=CHROMIUM, args=['--no-sandbox'])
         page = browser.new_page(viewport=dict(width=1280, height=1000))
         page.on('request', lambda r: outside.append(r.url) if not r.url.startswith((lab, 'data:', 'blob:')) else None)
-        page.set_default_timeout(60_000)
+        page.set_default_timeout(LIMIT)
         yield page
         browser.close()
     assert not outside, f'asked for outside: {outside[:3]}'
@@ -81,16 +82,16 @@ def open_notebook(lab, page, path):
     return page.locator('.jp-Notebook')
 
 
-def run_all(page, seconds=150):
+def run_all(page):
     "Run all cells from the menu; returns when the last one has its number. Fails where a cell raised."
     prompts, wrong = '[...document.querySelectorAll(".jp-CodeCell .jp-InputPrompt")].map(x=>x.textContent)', page.locator('.jp-OutputArea-output[data-mime-type*=error], .jp-OutputArea-output[data-mime-type*=stderr]')
     page.wait_for_selector('.jp-Notebook-ExecutionIndicator[data-status=idle]')
     for _ in range(3):      # on a busy machine a click may come before the menu is ready
         page.get_by_role('menuitem', name='Run', exact=True).click()
         page.get_by_role('menuitem', name='Run All Cells', exact=True).click()
-        try: page.wait_for_function(f'{prompts}.some(x=>/[*0-9]/.test(x))', timeout=10_000); break
+        try: page.wait_for_function(f'{prompts}.some(x=>/[*0-9]/.test(x))', timeout=30_000); break
         except sync_api.TimeoutError: page.keyboard.press('Escape')
-    page.wait_for_function(f'!{prompts}.includes("[*]:")', timeout=seconds*1000)
+    page.wait_for_function(f'!{prompts}.includes("[*]:")', timeout=2*LIMIT)
     assert not wrong.count(), wrong.first.inner_text()[-800:]
     left, folded = [x for x in page.evaluate(prompts) if not re.fullmatch(r'\[\d+\]:', x)], page.locator('.jp-InputPlaceholder').count()
     assert left == ['']*folded, f'{len(left)-folded} cells were not run'          # the folded solution of an exercise shows no number
@@ -102,7 +103,7 @@ def picture(box): return box.locator('.widget-html-content img')
 def settled(page, box):
     "The picture's address, as soon as the kernel is idle and the picture stays: a redraw that is under way must not pass for the next one."
     src, since = None, time.monotonic()
-    for _ in range(400):
+    for _ in range(LIMIT//50):
         page.wait_for_selector('.jp-Notebook-ExecutionIndicator[data-status=idle]')
         if (now := picture(box).get_attribute('src')) != src: src, since = now, time.monotonic()
         if time.monotonic()-since > .3: return src
@@ -114,13 +115,13 @@ def changes(page, box, act, what):
     "Do something; fails unless the picture in the box becomes another one."
     before = settled(page, box)
     act()
-    for _ in range(400):
+    for _ in range(LIMIT//50):
         if picture(box).get_attribute('src') != before: return
         page.wait_for_timeout(50)
     raise AssertionError(f'{what}: the picture stays as it was')
 
 
-def says(box, pattern): expect(picture(box)).to_have_attribute('alt', re.compile(pattern), timeout=20_000)
+def says(box, pattern): expect(picture(box)).to_have_attribute('alt', re.compile(pattern), timeout=LIMIT)
 
 
 def control(box, name): return box.locator('.widget-inline-hbox, .widget-hslider', has=box.page.locator('.widget-label', has_text=re.compile(f'^{re.escape(name)}$')))
@@ -152,7 +153,7 @@ def press(page, box, name): return changes(page, box, lambda: box.get_by_role('b
 def boxes(page, n):
     "The n widgets of the notebook, each with its controls and its picture."
     found = page.locator('.jp-OutputArea-output > .jupyter-widgets.widget-vbox, .jp-OutputArea-output .lm-Panel > .jupyter-widgets.widget-vbox')
-    expect(found).to_have_count(n, timeout=20_000)
+    expect(found).to_have_count(n, timeout=LIMIT)
     return [found.nth(i) for i in range(n)]
 
 
@@ -210,7 +211,7 @@ def test_blind_reader(lab, page, shot):
     def typed(key): page.keyboard.press(key); page.wait_for_function('e=>e.value===""', arg=field.element_handle())
     while 'images' not in picture(reader).get_attribute('alt') and 'right' not in picture(reader).get_attribute('alt'): changes(page, reader, lambda: typed('g'), 'r or g')
     says(reader, r'\d+ of 16 right')
-    expect(field).to_be_disabled()          # a message of its own: the picture may come first
+    expect(field).to_be_disabled(timeout=LIMIT)          # a message of its own: the picture may come first
     shot('reader_after', reader)
 
 
