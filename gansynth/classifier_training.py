@@ -16,6 +16,8 @@ from functools import partial
 import numpy as np
 import pandas as pd
 import torch
+
+from .classifiers import Precision, build_classifier # first: it loads fastai without its warning
 from fastai.callback.core import Callback, CancelFitException
 from fastai.callback.mixup import MixUp
 from fastai.callback.schedule import ParamScheduler, SchedCos, SchedLin, SchedNo, combine_scheds, valley
@@ -28,7 +30,6 @@ from fastai.optimizer import OptimWrapper
 from torch.nn.functional import affine_grid, grid_sample
 
 from .checkpoints import load_tensors, save_tensors
-from .classifiers import Precision, build_classifier
 from .core import UserError, cache_folder, code_hash, did_you_mean, hash_of, pick_precision, progress, set_seed
 from .data import index_batches
 

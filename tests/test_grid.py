@@ -310,3 +310,13 @@ def test_a_set_that_is_too_small_is_refused_before_anything_is_trained(tmp_path,
         done = command(run, 'smoke', '--data', source, '--size', 32, '--cache', tmp_path/'shelf', *(('--runs', tmp_path/'runs') if run == 'study' else ()))
         assert done.returncode == 1 and says in done.stderr and 'Traceback' not in done.stderr
     assert not (tmp_path/'shelf').exists() and not (tmp_path/'runs').exists()
+
+
+def test_no_warning_of_a_library_reaches_the_terminal(tmp_path):
+    "Not from the command, nor from its workers and notebook kernels."
+    (tmp_path/'d.yaml').write_text(as_yaml(replace(TINY, arms=('raw', 'class_weights'), generators=(), seeds=(0,))))
+    done = gansynth('study', tmp_path/'d.yaml', '--runs', tmp_path/'runs', '--cache', tmp_path/'shelf', '--jobs', 2, PYTHONWARNINGS='')
+    assert done.returncode == 0 and 'Warning' not in done.stderr, done.stderr
+    trained = gansynth('train', 'phantom:n_patients=30', '--size', 28, '--gan', 'lung_adam', '--steps', 2, '--bs', 8, '--to', tmp_path/'g.safetensors', PYTHONWARNINGS='')
+    assert trained.returncode == 0 and 'Warning' not in trained.stderr, trained.stderr
+    assert 'FutureWarning' not in next((tmp_path/'runs').rglob('notebook.ipynb')).read_text()

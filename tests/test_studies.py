@@ -25,6 +25,7 @@ def test_run_and_report(smoke_run, tmp_path):
     preds = pd.read_csv(folder/'predictions.csv')
     assert set(preds.arm) == ARMS and preds.probability.between(0, 1).all() and not preds.duplicated(['arm', 'image_id']).any()
     assert len((folder/'test_reads.jsonl').read_text().splitlines()) == 1
+    assert 'FutureWarning' not in (folder/'notebook.ipynb').read_text()
     results = pd.read_csv(folder/'results.csv')
     n = results.n_images.iloc[0]
     for v in results.value[results.metric == 'accuracy']: assert abs(v*n-round(v*n)) < 1e-3      # k/n
