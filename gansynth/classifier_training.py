@@ -254,6 +254,7 @@ def place_of(arm, valid, config): # Arm; Images; settings
     key = hash_of([how, config, code_hash('gansynth.classifier_training')])[:20]
     return cache_folder()/'classifiers'/f'{key}.safetensors'
 
+# %% ../nbs/52_classifier_training.ipynb #c0de0021
 def keep_small(folder, gb=4.): # of the cache; limit in 1e9 bytes
     """Delete the classifiers that were used longest ago, weights and record together, until all files
     in the folder are below the limit; the latest stays. What an interrupted call left counts too."""

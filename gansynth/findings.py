@@ -70,6 +70,7 @@ def _row(place, sizes, a, m, value, samples, n, numbers=()): # identities; metri
     note = '' if value == value else why_missing(m, numbers)
     return place | dict(label=a[0], arm=a[1], generator=a[2], ratio=a[3], metric=m, value=float(value), low=low, high=high, n_seeds=n, **sizes, note=note)
 
+# %% ../nbs/86_findings.ipynb #c0de0025
 def results(e): # Evidence
     "The rows of the table `results`."
     rows = []

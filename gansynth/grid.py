@@ -84,6 +84,7 @@ def earlier_reads(folder): # of a study
             found += [json.loads(l) for l in p.read_text(encoding='utf-8').splitlines()]
     return sorted(found, key=lambda r: (r['time'], r['read']))
 
+# %% ../nbs/89_grid.ipynb #c0de0028
 def read_test_labels(design, splits, folder, ended): # Design; of `set_up`; of the study; keys of the cells that are done
     """({(split, fraction): arrays of the split and `test_label`}, what the record says of all readings of these test parts).
     Each test part is opened, and a line is logged unless the same results were joined to it before."""
@@ -103,7 +104,6 @@ def read_test_labels(design, splits, folder, ended): # Design; of `set_up`; of t
     names = {k: arrays | dict(test_label=labels[k[0]]) for k, (_, arrays) in splits.items()}
     return names, dict(test_reads=counts, test_reads_why=why)
 
-
 # %% ../nbs/89_grid.ipynb #7584e6de
 def as_json(x): # a part of a record
     "The same with tuples as lists."
@@ -120,6 +120,7 @@ def failures(outcomes): # of run_all
     "A row for each task that failed or was left out."
     return [dict(key=o.task.key, kind=o.task.kind, name=o.task.name, error=o.error) for o in outcomes if o.status in ('failed', 'left out')]
 
+# %% ../nbs/89_grid.ipynb #c0de0029
 def tell(folder, record, design, splits, tasks, outcomes, shelf): # of the study; from `record_of`; Design; of `set_up`; Tasks; of run_all; Shelf
     "Write tables, figures, study.json and the page; returns the status, ok or incomplete."
     ended = [t.key for t in tasks if t.kind == 'cell' and shelf.has(t.key)]
@@ -151,6 +152,7 @@ def note_failure(folder, record): # of a study; what study.json holds now
         save_json(record | dict(status='failed', error=error), folder/'study.json')
         raise UserError(f'{error} (see {folder/"failed.txt"}). The results so far are kept: the same command goes on from there') from e
 
+# %% ../nbs/89_grid.ipynb #c0de0027
 def is_done(folder, keys): # of a study; of all its tasks
     "Whether the study ended well with exactly these results."
     return (folder/'study.json').is_file() and (old := load_json(folder/'study.json')).get('status') == 'ok' and old.get('keys') == keys and (folder/'report'/'index.html').is_file()

@@ -107,6 +107,7 @@ def source_hash(path): # a notebook
     "Hash of its cells' sources and tags, not of its outputs."
     return hash_of([(c.cell_type, c.source, c.metadata.get('tags', [])) for c in nbformat.read(path, as_version=4).cells])
 
+# %% ../nbs/70_studies.ipynb #c0de0023
 def check_data(params): # of a run; those that describe data are optional
     "(parameters with absolute paths, manifest of the split): loads and splits before a kernel starts, so that bad data is refused early."
     p = dict(params) | {k: absolute_spec(params[k]) for k in ('data', 'domain_data') if params.get(k)}
