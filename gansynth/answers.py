@@ -6,8 +6,8 @@
 __all__ = ['KINDS', 'LINEAGE', 'CHOICE', 'CHECKLIST', 'MORE', 'FIGURES', 'RANKING', 'TITLES', 'data_words', 'split_words',
            'generator_words', 'training_words', 'statistics_words', 'audit_words', 'compute_words', 'methods', 'facts',
            'checklist', 'picture', 'printed', 'pretty', 'results_wide', 'block', 'main_figure', 'first_screen',
-           'claims_part', 'methods_part', 'tables_part', 'failed_part', 'records_part', 'make_study_report', 'describe',
-           'in_brief']
+           'claims_part', 'methods_part', 'missing_numbers', 'tables_part', 'failed_part', 'records_part',
+           'make_study_report', 'describe', 'in_brief']
 
 # %% ../nbs/88_answers.ipynb #b0db2204
 import base64, html
@@ -47,7 +47,7 @@ def training_words(r): # Records
 # %% ../nbs/88_answers.ipynb #37c2bea6
 def statistics_words(r): # Records
     k = int((r.tables['contrasts'].family == 'primary').sum())
-    def at(x): return listed([f'{NONE if d is None else f"{d:.3f}"} at AUROC {float(b):.2f}' for b, d in (x.get('smallest') or {x.get('auroc', 'nan'): x.get('difference')}).items()])
+    def at(x): return listed([f'{"none, however large," if d is None else f"{d:.3f}"} at AUROC {float(b):.2f}' for b, d in (x.get('smallest') or {x.get('auroc', 'nan'): x.get('difference')}).items()])
     seen = '; '.join(dict.fromkeys(f"{share(x['fraction'])}: {at(x)} ({x.get('n_pos', x.get('n_positive_patients', NONE))} positive and {x.get('n_neg', x.get('n_negative_patients', NONE))} negative patients)" for x in r.plan.get('detectable') or []))
     return (f"Outcome: AUROC on the test part. Intervals: patients are drawn again {r.design.get('n_boot', NONE)} times, the same draw for both arms; the luck of runs and generators by Student's t. Holm's correction over {counted(k, 'primary contrast')}. Equivalence: 90 % interval within {r.margin:g}, fixed beforehand. "
             f"Smallest difference that could be detected, worked out before the results: {seen or NONE}.")
@@ -178,13 +178,21 @@ def methods_part(r): # Records
     e, c = html.escape, checklist(r)
     return '<h2 id="methods">Methods</h2><dl>'+''.join(f'<dt>{e(h)}</dt><dd>{e(p)}</dd>' for h, p in methods(r))+'</dl>'+''.join(block(f'{g}: what the records fill in', t.drop(columns='checklist')) for g, t in c.groupby('checklist', sort=False))+'<p class="small">TRIPOD+AI: Collins et al., BMJ 2024, 27 items. CLAIM 2024 update: Tejani et al., Radiology: Artificial Intelligence, 44 items. Items in own words; those that no record can fill are the authors\' to write.</p>'
 
+def missing_numbers(r): # Records
+    "HTML of what could not be estimated, and why; '' where every number is there."
+    t, sets = r.tables['results'], r.tables['sets']
+    lost = t[(t.note != '') & (t.label != 'constant')]
+    said = [f"{METRICS.get(m, m.replace('_', ' '))} of {listed(dict.fromkeys(g.label))}: {n}" for (m, n), g in lost.groupby(['metric', 'note'], sort=False)]
+    if few := int(sets.kid.isna().sum()) if len(sets) else 0: said.append(f'KID of {few} of {counted(len(sets), "synthetic set")}: fewer than 20 unseen images of the class, or images without variety')
+    return '<p class="small">A number that cannot be estimated is shown as -:</p><ul class="small">'+''.join(f'<li>{html.escape(s)}.</li>' for s in said)+'</ul>' if said else ''
+
 def tables_part(r): # Records
     "HTML of the other figures and of every table."
     t, c, first = r.tables, pretty(r.tables['contrasts'].drop(columns='sentence')), main_figure(r)
     sizes = [x for x in c if x in ('p', 'p (TOST)', 'level') or x.startswith('n ')]
     out = ['<section class="sheets"><h2 id="tables">Tables</h2>', '<p class="small">Square brackets: 95 % intervals over seeds and patients.</p>', block('Contrasts', c.drop(columns=sizes)), block('Contrasts: tests and sample sizes', c[['family', 'split', 'fraction', 'classifier', 'label', 'base', *sizes]])]
     out += [block(f'Results: {n}', results_wide(t['results'], m)) for n, m in (('ranking and calibration', RANKING), ('at the frozen threshold', [x for x in t['results'].metric.unique() if x not in RANKING]))]
-    out += [block(title, pretty(t[n])) for n, title in TITLES.items() if n not in ('contrasts', 'results')]
+    out += [missing_numbers(r), *(block(title, pretty(t[n])) for n, title in TITLES.items() if n not in ('contrasts', 'results'))]
     return '<h2 id="figures">Figures</h2>'*(len(r.figures) > 1)+''.join(picture(p, FIGURES.get(n, n.replace('_', ' '))) for n, p in r.figures.items() if n != first)+''.join(out)+'</section>'
 
 # %% ../nbs/88_answers.ipynb #c3f150ae

@@ -77,13 +77,13 @@ def invented_forest(folder): # of an invented study
 
 # %% ../nbs/87_claims.ipynb #4e40bd13
 FORMAT = 'gansynth study 1'
-COLUMNS = {'results': 'split fraction classifier label arm generator ratio metric value low high n_seeds n_images n_patients n_positive',
+COLUMNS = {'results': 'split fraction classifier label arm generator ratio metric value low high n_seeds n_images n_patients n_positive note',
            'contrasts': 'family split fraction classifier label base metric difference low high low90 high90 p p_holm p_tost n_seeds n_gans n_images n_patients n_positive n_rarer word sentence level',
            'doses': 'split fraction classifier generator arm ratio value low high', 'orders': 'split fraction classifier generator ratio order value low high',
            'generators': 'split fraction classifier arm ratio generator steps value low high kid verdict', 'curve': 'split classifier label fraction n_patients value low high',
            'worth': 'split classifier label n0 worth low high word sentence', 'sets': 'generator split fraction gan_seed class n steps verdict words weights weights_words kid kid_low kid_high collapsed',
            'cells': 'key split fraction classifier arm generator ratio label run seed gan_seed n_train n_patients n_synthetic steps lr best_epoch valid_auroc threshold t90', 'failed': 'key kind name error'}
-TEXT = set('split level family classifier label base arm generator metric order verdict class words weights weights_words word sentence collapsed key kind name error'.split())
+TEXT = set('split level family classifier label base arm generator metric order verdict class words weights weights_words word sentence collapsed key kind name error note'.split())
 
 def as_numbers(column): # str (n,)
     "The column as numbers, '' as nan; as it is where something else stands in it."

@@ -8,7 +8,7 @@ __all__ = ['NETWORKS', 'HIDDEN', 'HEADS', 'SILENCE', 'GREY', 'covid_cnn', 'OneLo
            'Classifier', 'build_classifier', 'save_classifier', 'load_body', 'load_classifier', 'Precision']
 
 # %% ../nbs/50_classifiers.ipynb #69fa63cf
-import socket
+import socket, warnings
 from dataclasses import dataclass
 from functools import partial
 from importlib.util import find_spec
@@ -16,7 +16,9 @@ from pathlib import Path
 from typing import Callable
 
 import torch
-from fastai.vision.learner import add_head, create_body, model_meta
+with warnings.catch_warnings(): # fastai compiles two functions in a way that torch will give up; that is nothing for a reader
+    warnings.filterwarnings('ignore', '.*torch.jit.script', FutureWarning)
+    from fastai.vision.learner import add_head, create_body, model_meta
 from torch import nn
 from torch.nn.functional import interpolate, pad
 from torchvision import models

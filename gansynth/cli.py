@@ -9,7 +9,7 @@ __all__ = ['DEFAULT', 'OPTIONS', 'CHANGES', 'run', 'report', 'collect', 'everyth
            'add_gan_commands', 'add_audit_commands', 'parser', 'main']
 
 # %% ../nbs/90_cli.ipynb #7075d0ad
-import argparse, json, os, sys, warnings
+import argparse, json, os, sys
 from pathlib import Path
 
 from .core import UserError, root
@@ -305,7 +305,6 @@ def parser():
 # %% ../nbs/90_cli.ipynb #58ed8f19
 def main(argv=None): # list of arguments; None = those of the process
     "The command `gansynth`; returns the exit code."
-    warnings.filterwarnings('ignore', '.*torch.jit.script', FutureWarning) # fastai's own, about versions to come
     a = parser().parse_args(argv)
     try: return a.f(a) or 0
     except UserError as e: print(f'gansynth: {e}', file=sys.stderr); return 1

@@ -57,9 +57,9 @@ def calibrated(y, # (n,) labels 0 or 1
 # %% ../nbs/83_comparisons.ipynb #a5f382f2
 MEASURED = (*METRICS, 'sensitivity_at_90_specificity', 'brier', 'calibration_slope', 'calibration_intercept')
 
-def _decided(y, p, t, w, names): # as `measure`; t may be nan
+def _decided(y, p, t, w, names): # as `measure`; t may be nan or None
     "As `measure`; nan where no threshold could be chosen."
-    return measure(y, p, t, w, names) if t == t else {m: np.nan if w is None else np.full(len(w), np.nan) for m in names}
+    return measure(y, p, t, w, names) if pd.notna(t) else {m: np.nan if w is None else np.full(len(w), np.nan) for m in names}
 
 # %% ../nbs/83_comparisons.ipynb #8acecb43
 class Part:

@@ -4,17 +4,20 @@
 
 # %% auto #0
 __all__ = ['OKABE_ITO', 'UserError', 'did_you_mean', 'root', 'cache_folder', 'atomic', 'save_text', 'save_json', 'load_json',
-           'hash_of', 'file_hash', 'set_seed', 'pick_device', 'has_bf16', 'pick_precision', 'autocast', 'environment',
-           'clock', 'progress', 'use_style', 'show_images', 'save_figure']
+           'hash_of', 'file_hash', 'module_file', 'strip_docstrings', 'imported', 'code_of', 'code_hash', 'set_seed',
+           'pick_device', 'has_bf16', 'pick_precision', 'autocast', 'environment', 'clock', 'progress', 'use_style',
+           'show_images', 'save_figure']
 
 # %% ../nbs/00_core.ipynb #bec29dc8
 import os
 # Before torch is loaded: its threads wait for each other by spinning, for milliseconds at a time, and starve where another process shares the cores.
 os.environ.setdefault('GOMP_SPINCOUNT', '3000')
 
-import difflib, hashlib, json, platform, random, sys, time
+import ast, difflib, gc, hashlib, json, platform, random, sys, time
 from contextlib import contextmanager
+from functools import lru_cache
 from importlib.metadata import PackageNotFoundError, version
+from importlib.util import find_spec
 from pathlib import Path
 
 # %% ../nbs/00_core.ipynb #c15bce52
@@ -87,6 +90,73 @@ def file_hash(path): # a file, or a folder: then the names and contents of all f
     if path.is_dir():
         return hash_of([(p.relative_to(path).as_posix(), file_hash(p)) for p in sorted(path.rglob('*')) if p.is_file()])
     with open(path, 'rb') as f: return hashlib.file_digest(f, 'sha256').hexdigest()
+
+# %% ../nbs/00_core.ipynb #c0de0002
+def module_file(name): # dotted, such as 'gansynth.core'
+    "Path of the source of a module or package; None where there is none."
+    top, *rest = name.split('.')
+    spec = find_spec(top)
+    if spec is None or not spec.submodule_search_locations: return None
+    place = Path(spec.submodule_search_locations[0], *rest)
+    return next((p for p in (place.with_suffix('.py'), place/'__init__.py') if p.is_file()), None)
+
+def strip_docstrings(tree): # ast of a source, changed in place
+    "Remove texts that stand alone; returns all import statements, also those inside functions."
+    imports, todo = [], [tree]
+    while todo:
+        node = todo.pop()
+        if isinstance(node, (ast.Import, ast.ImportFrom)): imports.append(node)
+        for field in ('body', 'handlers', 'orelse', 'finalbody', 'cases'):
+            block = getattr(node, field, None)
+            if not isinstance(block, list): continue
+            block[:] = [s for s in block if not isinstance(getattr(s, 'value', None), ast.Constant)
+                        or not isinstance(s, ast.Expr)]
+            todo += block
+            if field == 'body' and not block: block.append(ast.Pass())
+    return imports
+
+
+# %% ../nbs/00_core.ipynb #c0de0003
+def imported(imports, # import statements
+             package): # dotted name of the package in which they stand, such as 'gansynth'
+    "Set of the modules of that package, or of the one that holds it, that are imported."
+    parts, names = package.split('.'), set()
+    for s in imports:
+        if isinstance(s, ast.Import):
+            names |= {a.name for a in s.names}
+            continue
+        start = parts[:len(parts)-s.level+1] if s.level else []
+        base = '.'.join([*start, s.module] if s.module else start)
+        inner = {f'{base}.{a.name}' for a in s.names}
+        names |= {n if n.startswith(f'{parts[0]}.') and module_file(n) else base for n in inner}
+    return {n for n in names if n.split('.')[0] == parts[0] and module_file(n)}
+
+
+# %% ../nbs/00_core.ipynb #c0de0005
+def code_of(*modules): # dotted names, such as 'gansynth.gan_training'
+    """{module: its source without comments and docstrings} of the modules and of all that
+    they import from their own package. Raises UserError for a module without a source."""
+    found, todo = {}, [*modules]
+    while todo:
+        name = todo.pop()
+        if name in found: continue
+        file = module_file(name)
+        if file is None: raise UserError(f'no module {name!r}: give dotted names, such as gansynth.core')
+        tree = ast.parse(file.read_bytes())
+        package = name if file.name == '__init__.py' else name.rpartition('.')[0]
+        todo += sorted(imported(strip_docstrings(tree), package))
+        found[name] = ast.unparse(tree)
+    return found
+
+@lru_cache(None)
+def code_hash(*modules): # as for code_of
+    "SHA-256 (hex) of `code_of` these modules, computed once a process."
+    collects = gc.isenabled()
+    gc.disable() # a syntax tree is many small objects and no garbage: half of the time
+    try: return hash_of(code_of(*modules))
+    finally:
+        if collects: gc.enable()
+
 
 # %% ../nbs/00_core.ipynb #d6525208
 def set_seed(seed): # 0 .. 2**31-1

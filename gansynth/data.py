@@ -173,18 +173,24 @@ def fraction_of(data, fraction, seed=0): # Images; share of patients, (0,1]; spl
 class SealedError(RuntimeError): "The test part was touched before the final evaluation."
 
 class SealedTest:
-    "A test part that says how many images it holds and gives them to `open` only."
+    "A test part that says how many images it holds, shows them without labels, and gives the labels to `open` only."
     def __init__(self, part, log=None): self._SealedTest__part, self.log, self.reads = part, log, 0 # Images; a file for the record
     def __len__(self): return len(self.__part)
     def __getattr__(self, name):
         raise SealedError(f'the test part is sealed (.{name}): choose everything on the validation part, then read it once with test.open(reason)')
 
-    def open(self, reason): # why it is read, for the log
+    def unlabelled(self):
+        "The test part as `Images` with the label -1 for all: to predict, and to see who is in it. No reading."
+        return replace(self.__part, labels=np.full(len(self), -1))
+
+    def open(self, reason, # why it is read, for the log
+             log=None, **facts): # file for the record, None = that of the split; what else its line says
         "The test part as `Images`; each call is logged, a second one is warned about."
         self.reads += 1
         if self.reads > 1: warnings.warn(f'test part read {self.reads} times: a choice made after the first reading makes its figures too good')
-        if self.log:
-            with open(self.log, 'a', encoding='utf-8') as f: f.write(json.dumps({'read': self.reads, 'reason': reason, 'time': time.strftime('%Y-%m-%dT%H:%M:%S')})+'\n')
+        if log := log or self.log:
+            line = {'read': self.reads, 'reason': reason, 'time': time.strftime('%Y-%m-%dT%H:%M:%S')} | facts
+            with open(log, 'a', encoding='utf-8') as f: f.write(json.dumps(line)+'\n')
         return self.__part
 
 # %% ../nbs/11_data.ipynb #a4ec84af

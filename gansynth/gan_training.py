@@ -17,9 +17,8 @@ import numpy as np
 import torch
 from joblib import Parallel, delayed
 
-import gansynth
 from .checkpoints import fit, last_checkpoint, refuse_changes, refuse_non_finite, save_checkpoint, work_in
-from .core import UserError, cache_folder, file_hash, hash_of, pick_precision, progress
+from .core import UserError, cache_folder, code_hash, hash_of, pick_precision, progress
 from .data import index_batches
 from .gans import Gan, draw, noise, save_gan, to_unit
 from .generators import PAIRS
@@ -142,9 +141,8 @@ def identity_of(data, gan, bs, seed, device, precision='auto', nz=None, start=No
 
 # %% ../nbs/26_gan_training.ipynb #7fb0c54b
 def cached_folder(identity, steps, snapshots): # of identity_of; optimiser steps; how many times the monitor looks
-    "Where the training of this identity lives in the cache; a change of the code that trains is another place."
-    code = [file_hash(Path(gansynth.__file__).with_name(f'{m}.py')) for m in ('generators', 'convolutions', 'losses', 'augmentation', 'gans', 'recipes', 'gan_training', *(('features', 'fidelity', 'health') if identity['monitor'] else ()))]
-    return cache_folder()/'gans'/hash_of([identity, steps, snapshots, code])[:20]
+    "Where the training of this identity lives in the cache; a change of the code that trains is another place (a monitor's code is in its own identity)."
+    return cache_folder()/'gans'/hash_of([identity, steps, snapshots, code_hash('gansynth.gan_training')])[:20]
 
 def resume(t, folder, identity, allow): # Training; folder or None; identity; go on with other settings
     "Put the newest good checkpoint of the folder into `t`; returns the settings that were changed on the way."

@@ -8,15 +8,13 @@ __all__ = ['ALIKE', 'WILD', 'BY_HEART', 'WON', 'SILENT', 'LOUD', 'distances', 'S
 
 # %% ../nbs/32_health.ipynb #b7900181
 import hashlib, sys
-from pathlib import Path
 
 import numpy as np
 import torch
 from scipy.spatial.distance import pdist, squareform
 from scipy.special import entr
 
-import gansynth
-from .core import OKABE_ITO, UserError, file_hash, hash_of
+from .core import OKABE_ITO, UserError, code_hash, hash_of
 from .features import Extractor, random_conv
 from .fidelity import kid
 from .gans import draw, noise, to_unit
@@ -145,9 +143,8 @@ class Monitor:
         self.train, self.holdout = (one_each(at_most(d, len(d), seed)).take(slice(n)) for d in (train, holdout))
         self.features, self.labels = self.extractor(self.valid.images), np.resize(self.valid.labels, n)
         self.spread = Spread(self.valid.images, self.features, self.valid.labels)
-        code = [file_hash(Path(gansynth.__file__).with_name(f'{m}.py')) for m in ('health', random_conv.__module__.split('.')[-1])]
         pixels = [hashlib.sha256(d.images.tobytes()+d.labels.tobytes()).hexdigest() for d in (self.train, self.holdout, self.valid)]
-        self.identity = hash_of([code, pixels, n, seed, self.extractor.name]) # of all that the answers depend on, for the key of a cache
+        self.identity = hash_of([code_hash('gansynth.health'), pixels, n, seed, self.extractor.name]) # of all that the answers depend on, for the key of a cache
 
     def __call__(self, t): # Training
         "The numbers and the codes of `warnings`; a warning is printed when it starts, and when it is over."

@@ -117,7 +117,7 @@ def one_thread():
 
 # %% ../nbs/85_planning.ipynb #1f2bc5ad
 def time_gan(g, train, valid, device, precision): # a Generator; Images twice; torch device; name of a precision
-    "dict(step, look, image: seconds; trainings: GANs of a set; parameters of one; checkpoint: bytes in the cache; busy)."
+    "dict(step, look, image: seconds; trainings: GANs of a set; checkpoint: bytes in the cache; busy)."
     from gansynth.gan_training import Shuffled, train_gan
     from gansynth.gans import draw, noise
     from gansynth.generators import PAIRS
@@ -140,14 +140,14 @@ def time_gan(g, train, valid, device, precision): # a Generator; Images twice; t
     except UserError: look = 0. # too few patients for a monitor, in the study too
     image = time_of(lambda: draw(t.drawer, noise(64, t.config['nz'], 0), 0 if both else None), device)/64
     return dict(step=watch.seconds, look=look, image=image, trainings=1 if both else 2, busy=watch.busy,
-                parameters=sum(p.numel() for p in t.G.parameters()), checkpoint=CHECKPOINTS*sum(v.numel()*v.element_size() for v in to_tensors(t).values()))
+                checkpoint=CHECKPOINTS*sum(v.numel()*v.element_size() for v in to_tensors(t).values()))
 
 # %% ../nbs/85_planning.ipynb #604ac787
 def time_other(g, size, device): # a Generator that is no GAN; pixels; torch device
     "The same for one that trains nothing: a phantom is drawn, a file takes about a millisecond."
     from gansynth.phantom import phantom
     drawn = g.kind in ('fresh', 'swapped')
-    return dict(step=0., look=0., image=time_of(lambda: phantom(16, size=size), device)/16 if drawn else .001, trainings=0, parameters=0, checkpoint=0, busy=1.)
+    return dict(step=0., look=0., image=time_of(lambda: phantom(16, size=size), device)/16 if drawn else .001, trainings=0, checkpoint=0, busy=1.)
 
 # %% ../nbs/85_planning.ipynb #a92aa06d
 def time_classifier(c, train, valid, augment, device, precision): # a Classifier; Images twice; a name in TRANSFORMS; torch device; name of a precision
@@ -246,10 +246,10 @@ class Prices:
 
 # %% ../nbs/85_planning.ipynb #8dc9a146
 def disk_of(cells, price): # list of Cell; Prices
-    "Bytes of {predictions, images, weights, checkpoints} that they leave."
+    "Bytes of {predictions, images, checkpoints} that they leave."
     made, m = [s for s in dict.fromkeys(map(set_of, cells)) if s], price.measured['generators']
     return dict(predictions=sum(8*(sum(price.images(c, 'valid')+price.images(c, 'test'))+price.n_external)+4096 for c in cells), images=sum(sum(price.drawn(s)) for s in made)*price.design.size**2,
-                weights=sum(8*m[s.generator]['parameters'] for s in made), checkpoints=sum(m[s.generator]['trainings']*m[s.generator]['checkpoint'] for s in made))
+                checkpoints=sum(m[s.generator]['trainings']*m[s.generator]['checkpoint'] for s in made))
 
 # %% ../nbs/85_planning.ipynb #ad246348
 LATER = ('gan_aug', 'gan_classic', *ORDERS, 'synth_only') # arms that are bought after the main question, in this order; then all others

@@ -1,5 +1,5 @@
 "Steps, schedules, augmentation and the memory of the classifier training, against oracles."
-import math
+import math, os
 from dataclasses import replace
 
 import numpy as np
@@ -119,12 +119,31 @@ def test_a_damaged_cache_is_no_cache(arm, parts):
 
 
 def test_cache_stays_small(tmp_path):
-    import os
+    "Weights and record go together, oldest first; so does what an interrupted call left; sizes of all files count."
+    def put(name, at):
+        (tmp_path/name).write_bytes(b'0'*100)
+        os.utime(tmp_path/name, (at, at))
     for i in range(4):
-        for suffix in ('.safetensors', '.json'): (tmp_path/f'{i}{suffix}').write_bytes(b'0'*100)
-        os.utime(tmp_path/f'{i}.safetensors', (i, i))
-    ct.keep_small(tmp_path, 250e-9)
-    assert sorted(p.name for p in tmp_path.iterdir()) == ['2.json', '2.safetensors', '3.json', '3.safetensors']
+        put(f'{i}.safetensors', 10+i)
+        put(f'{i}.safetensors.json', 1)     # written once, only the weights are touched by a later use
+    put('.77.4.safetensors', 2)
+    put('5.safetensors.json', 3)
+    ct.keep_small(tmp_path, 450e-9)
+    assert sorted(p.name for p in tmp_path.iterdir()) == [f'{i}.safetensors{s}' for i in (2, 3) for s in ('', '.json')]
+    ct.keep_small(tmp_path, 350e-9)
+    assert sorted(p.name for p in tmp_path.iterdir()) == ['3.safetensors', '3.safetensors.json']
+    ct.keep_small(tmp_path, 0)
+    assert sorted(p.name for p in tmp_path.iterdir()) == ['3.safetensors', '3.safetensors.json']    # the latest stays
+
+
+def test_the_cache_of_classifiers_is_bounded(arm, parts, tmp_path, monkeypatch):
+    "With files as training writes them."
+    monkeypatch.setenv('GANSYNTH_CACHE', str(tmp_path))
+    keep = ct.keep_small
+    monkeypatch.setattr(ct, 'keep_small', lambda folder: keep(folder, 0))
+    for seed in (0, 1): train(arm, parts, seed=seed, folder='cache')
+    weights, record = sorted((tmp_path/'classifiers').iterdir())
+    assert record.name == f'{weights.name}.json'
 
 
 def test_wrong_words_are_refused(arm, parts):

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 import torch
 
-from gansynth.core import UserError, atomic, pick_device, pick_precision, save_json, save_text, set_seed
+from gansynth.core import UserError, atomic, code_hash, code_of, pick_device, pick_precision, save_json, save_text, set_seed
 
 
 def test_f11_full_disk_keeps_the_old_file(tmp_path):
@@ -66,3 +66,62 @@ def test_progress_in_a_program_that_loaded_ipykernel():
     code = 'import ipykernel, IPython\nfrom gansynth.core import progress\nprint(sum(progress(range(4), "x")))'
     done = subprocess.run([sys.executable, '-c', code], capture_output=True, text=True, env={k: v for k, v in os.environ.items() if k != 'GANSYNTH_PROGRESS'})
     assert (done.returncode, done.stdout) == (0, '6\n'), done.stderr
+
+
+@pytest.fixture
+def pack(tmp_path, monkeypatch):
+    "Function (name, source) that writes a module of a package `pack`, which can be found by name."
+    monkeypatch.syspath_prepend(tmp_path)
+    def write(name, text): save_text(text, tmp_path/'pack'/f'{name}.py')
+    write('__init__', '')
+    return write
+
+
+def code_now(*modules):
+    code_hash.cache_clear()
+    return code_hash(*modules)
+
+
+def test_a_key_changes_with_the_code_that_is_imported_and_with_nothing_else(pack):
+    pack('top', 'import os\nfrom .middle import g\n\ndef h(): return g()\n')
+    pack('middle', '"Doc."\nclass A:\n    "Doc."\n    x = 1\n\ndef g():\n    from pack import low # late\n    return low.f()\n')
+    pack('low', 'def f(a=1): return a\n')
+    pack('other', 'x = 1\n')
+    first = code_now('pack.top')
+    pack('middle', '# A note.\nclass A: x = 1\ndef g():\n\n    """Another text,\n    of two lines."""\n\n    from pack import low\n    return low.f()\n')
+    pack('other', 'x = 2\n')
+    assert code_now('pack.top') == first
+    pack('low', 'def f(a=2): return a\n')
+    assert code_now('pack.top') not in (first, code_now('pack.other'))
+    code_hash.cache_clear()
+
+
+def test_every_way_to_import_is_followed(pack):
+    ways = ['from .low import f', 'from . import low', 'from pack.low import f', 'from pack import low', 'import pack.low', 'import pack.low as l',
+            'try:\n    pass\nexcept ValueError:\n    from .low import f', 'def f():\n    if f:\n        pass\n    else:\n        with f:\n            from .low import f',
+            'class A:\n    def f(self):\n        for i in self:\n            pass\n        else:\n            import pack.low', 'match 1:\n    case 1:\n        from .low import f']
+    pack('low', 'from .top import x') # imports the other way round end too
+    for way in ways:
+        pack('top', way+'\n')
+        assert {*code_of('pack.top')} == {'pack.top', 'pack.low'}, way
+    pack('sub/__init__', 'from ..low import f')
+    pack('sub/deep', 'from .deeper import f')
+    pack('sub/deeper', 'from .. import low')
+    assert {*code_of('pack.sub.deep')} == {'pack.sub.deep', 'pack.sub.deeper', 'pack.low', 'pack.top'}
+    assert {*code_of('pack.sub')} == {'pack.sub', 'pack.low', 'pack.top'}
+    with pytest.raises(UserError, match="no module 'pack.lost'"): code_of('pack.lost')
+
+
+def test_keys_cover_what_was_forgotten_in_lists_kept_by_hand():
+    for module, others in dict(classifier_training=['data', 'classifiers', 'convolutions'], gan_training=['data', 'generators', 'losses'], health=['statistics', 'fidelity'],
+                               cells=['data', 'statistics', 'duplicates', 'privacy', 'classifier_training', 'gan_training']).items():
+        assert {f'gansynth.{m}' for m in others} <= {*code_of(f'gansynth.{module}')}, module
+    assert not {f'gansynth.{m}' for m in ('report', 'tables', 'widgets', 'cli', 'answers')} & {*code_of('gansynth.cells')}
+
+
+def test_the_code_is_read_once_a_process(pack):
+    pack('top', 'x = 1\n')
+    first = code_now('pack.top')
+    pack('top', 'x = 2\n')
+    assert code_hash('pack.top') == first != code_now('pack.top')
+    code_hash.cache_clear()

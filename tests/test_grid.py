@@ -6,11 +6,12 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
-from conftest import COMMAND, ROOT, command, gansynth, snapshot, until
+from conftest import COMMAND, ROOT, command, gansynth, image_folder, snapshot, until
 
 from gansynth import gan_training, grid
 from gansynth.cells import cell_key, describe_split, make_cell, make_set, parts_of, set_key, tasks_of
 from gansynth.core import UserError, load_json
+from gansynth.data import SealedTest
 from gansynth.designs import Classifier, Design, Generator, as_yaml, cells, sets
 from gansynth.grid import collect_study, run_design
 from gansynth.shelf import Shelf
@@ -265,3 +266,92 @@ def test_the_images_of_a_study_can_be_exported(done, tmp_path):
     assert {p.name for p in (tmp_path/'out').iterdir()} == {'normal', 'pneumonia', 'README.md', 'card.json'} and open_source(str(tmp_path/'out'))[0].source['synthetic'] and len(list((tmp_path/'out').rglob('*.png'))) == 10
     lost = command(*asked, '--generator', 'frehs')
     assert lost.returncode == 1 and 'fresh seed 0' in lost.stderr
+
+
+def sealed(self, *a, **kw): pytest.fail('the test part was opened')
+
+
+def test_plans_and_cells_leave_the_test_part_sealed(tmp_path, monkeypatch):
+    (tmp_path/'d.yaml').write_text(as_yaml(TINY))
+    monkeypatch.setattr(SealedTest, 'open', sealed)
+    planned = command('plan', tmp_path/'d.yaml', '--cache', tmp_path/'shelf')
+    assert planned.returncode == 0, planned.stderr
+    parts = parts_of(TINY)
+    record, arrays = make_cell(TINY, next(c for c in cells(TINY) if not c.generator))
+    assert arrays['test_p'].shape == (len(parts.test),)
+    assert {k for k in describe_split(TINY, parts)[1] if k.startswith('test')} == {'test_id', 'test_patient'}
+
+
+def reads(folder): return load_json(folder/'study.json')['provenance']['test_reads']
+
+
+def test_each_reading_of_the_test_part_is_recorded(tmp_path, quick):
+    one = replace(TINY, arms=('raw', 'class_weights'), generators=(), seeds=(0,), split_seeds=(0, 1))
+    def go(design): return run_design(design, tmp_path/'runs', str(tmp_path/'shelf'), backend='here')
+    folder = go(one)
+    lines = [json.loads(l) for l in (folder/'test_reads.jsonl').read_text().splitlines()]
+    assert reads(folder) == {'0': 1, '1': 1} and [l['split'] for l in lines] == [0, 1]          # one for each split, after all cells
+    assert lines[0]['reason'] == 'tiny: tables of 4 classifiers' and lines[0]['test'] != lines[1]['test']
+    go(one)                                                                                      # complete already
+    (folder/'study.json').unlink()
+    go(one)                                                                                      # the same results once more
+    assert reads(folder) == {'0': 1, '1': 1} and 'more than once' not in (folder/'report'/'index.html').read_text()
+    other = go(replace(one, name='another'))
+    assert reads(other) == {'0': 1, '1': 1}
+    more = go(replace(one, seeds=(0, 1)))
+    assert more != folder and reads(more) == {'0': 2, '1': 2}
+    assert 'The test part was read more than once.' in (more/'report'/'index.html').read_text()
+    why = load_json(more/'study.json')['provenance']['test_reads_why']
+    assert [w.split(': ', 1)[1] for w in why] == ['tiny: tables of 4 classifiers', 'tiny: tables of 8 classifiers']*2
+    assert reads(go(replace(one, split_seeds=(0, 2), seeds=(5,)))) == {'0': 3, '2': 1}           # another split is another test part
+
+
+@pytest.mark.parametrize('step', ['gather', 'Findings', 'make_study_report'])
+def test_a_step_that_breaks_after_the_trainings_is_told_and_alone_repeated(tmp_path, monkeypatch, quick, step):
+    one = replace(TINY, arms=('raw', 'class_weights'), generators=(), seeds=(0,))
+    def go(): return run_design(one, tmp_path/'runs', str(tmp_path/'shelf'), backend='here')
+    def breaks(*a): raise RuntimeError('broken on purpose')
+    with monkeypatch.context() as m:
+        m.setattr(grid, step, breaks)
+        with pytest.raises(UserError, match='broken on purpose.*results so far are kept'): go()
+    folder, = (tmp_path/'runs'/'study').iterdir()
+    told = load_json(folder/'study.json')
+    assert told['status'] == 'failed' and told['error'] == 'RuntimeError: broken on purpose' and 'in breaks' in (folder/'failed.txt').read_text()
+    assert len(Shelf(str(tmp_path/'shelf')).keys()) == 2
+    with pytest.raises(UserError, match='not finished'): collect_study(folder, tmp_path/'out')
+    assert go() == folder and load_json(folder/'study.json')['status'] == 'ok' and not (folder/'failed.txt').exists()
+    assert outcomes(folder) == dict(found=2, done=0, failed=0, left_out=0) and reads(folder) == {'0': 1}
+
+
+def test_a_small_set_has_an_answer_that_says_what_cannot_be_estimated(tmp_path, quick):
+    "Four negatives in the validation part: no threshold at 90 % specificity exists."
+    source = str(image_folder(tmp_path/'d', healthy=40, ill=40))
+    design = replace(TINY, source=source, generators=(Generator('again', kind='replay'),))
+    folder = run_design(design, tmp_path/'runs', str(tmp_path/'shelf'), backend='here')
+    assert load_json(folder/'study.json')['status'] == 'ok'
+    t = pd.read_csv(folder/'tables'/'results.csv', keep_default_na=False)
+    mine = t[(t.metric == 'sensitivity_at_90_specificity') & (t.label != 'constant')]
+    assert (mine.value == '').all() and set(mine.note) == {'cannot be estimated in 2 of 2 runs: the validation part has fewer than 10 negatives'}
+    assert ((t.value == '') == (t.note != '')).all()
+    page = (folder/'report'/'index.html').read_text()
+    assert 'cannot be estimated in 2 of 2 runs: the validation part has fewer than 10 negatives' in page and 'KID of 2 of 2 synthetic sets' in page
+    assert (pd.read_csv(folder/'tables'/'cells.csv').t90.isna()).all()
+
+
+@pytest.mark.parametrize('n, says', [((12, 12), 'valid has 1 patient of class'), ((2, 40), 'too few patients')])
+def test_a_set_that_is_too_small_is_refused_before_anything_is_trained(tmp_path, n, says):
+    source = str(image_folder(tmp_path/'d', healthy=n[0], ill=n[1]))
+    for run in ('plan', 'study'):
+        done = command(run, 'smoke', '--data', source, '--size', 32, '--cache', tmp_path/'shelf', *(('--runs', tmp_path/'runs') if run == 'study' else ()))
+        assert done.returncode == 1 and says in done.stderr and 'Traceback' not in done.stderr
+    assert not (tmp_path/'shelf').exists() and not (tmp_path/'runs').exists()
+
+
+def test_no_warning_of_a_library_reaches_the_terminal(tmp_path):
+    "Not from the command, nor from its workers and notebook kernels."
+    (tmp_path/'d.yaml').write_text(as_yaml(replace(TINY, arms=('raw', 'class_weights'), generators=(), seeds=(0,))))
+    done = gansynth('study', tmp_path/'d.yaml', '--runs', tmp_path/'runs', '--cache', tmp_path/'shelf', '--jobs', 2, PYTHONWARNINGS='')
+    assert done.returncode == 0 and 'Warning' not in done.stderr, done.stderr
+    trained = gansynth('train', 'phantom:n_patients=30', '--size', 28, '--gan', 'lung_adam', '--steps', 2, '--bs', 8, '--to', tmp_path/'g.safetensors', PYTHONWARNINGS='')
+    assert trained.returncode == 0 and 'Warning' not in trained.stderr, trained.stderr
+    assert 'FutureWarning' not in next((tmp_path/'runs').rglob('notebook.ipynb')).read_text()

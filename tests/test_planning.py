@@ -25,7 +25,7 @@ def manifests(d, **sizes): return {(s, f): manifest(**sizes) for s in d.split_se
 
 
 def measured(d):
-    return dict(start=4., examination=dict(seconds=1., pairs=8000), generators={g.name: dict(step=.1*(g.kind == 'gan'), look=.2*(g.kind == 'gan'), image=.001, trainings=2*(g.kind == 'gan'), parameters=1000, checkpoint=5000, busy=1.) for g in d.generators},
+    return dict(start=4., examination=dict(seconds=1., pairs=8000), generators={g.name: dict(step=.1*(g.kind == 'gan'), look=.2*(g.kind == 'gan'), image=.001, trainings=2*(g.kind == 'gan'), checkpoint=5000, busy=1.) for g in d.generators},
                 classifiers={c.name: dict(fixed=1., step=.02, augment=.005, image=.001, lr_steps=40*(c.plan == 'one_cycle'), busy=1.) for c in d.classifiers})
 
 
@@ -62,7 +62,7 @@ def test_prices_by_hand():
     assert price(SetId(0, .2, 'a', 1)) == pytest.approx(2*(500*.1+5*.2)+2*600*.001+2*600*40/8000)
     assert price(SetId(0, .2, 'b', 0)) == pytest.approx(1.2+6)
     disk = made(FULL)['disk']
-    assert disk == dict(predictions=made(FULL)['n_cells']*(8*200+4096), images=12*1200*32**2, weights=8*8000+4*8000, checkpoints=8*2*5000)
+    assert disk == dict(predictions=made(FULL)['n_cells']*(8*200+4096), images=12*1200*32**2, checkpoints=8*2*5000)
 
 
 def test_time_of_a_schedule():

@@ -11,7 +11,7 @@ import pytest
 from conftest import COMMAND, LIMIT, ROOT, SHARED, command, gansynth, image_folder, medmnist_arrays, needs_real_data, snapshot, until
 
 from gansynth import collection, studies
-from gansynth.core import UserError, load_json, save_json
+from gansynth.core import UserError, code_of, load_json, save_json
 from gansynth.data import load
 from gansynth.studies import Parameter, execute, read_parameters
 
@@ -27,6 +27,7 @@ def test_run_and_report(smoke_run, tmp_path):
     preds = pd.read_csv(folder/'predictions.csv')
     assert set(preds.arm) == ARMS and preds.probability.between(0, 1).all() and not preds.duplicated(['arm', 'image_id']).any()
     assert len((folder/'test_reads.jsonl').read_text().splitlines()) == 1
+    assert 'FutureWarning' not in (folder/'notebook.ipynb').read_text()
     results = pd.read_csv(folder/'results.csv')
     n = results.n_images.iloc[0]
     for v in results.value[results.metric == 'accuracy']: assert abs(v*n-round(v*n)) < 1e-3      # k/n
@@ -218,6 +219,27 @@ def test_another_notebook_is_another_run(tiny_study):
     two = studies.run_study('tiny', 'smoke', runs=tiny_study('finish(run_dir) # changed'))
     three = studies.run_study('tiny', 'smoke', {'data': 'phantom:n_patients=31'}, runs=one.parents[1])
     assert len({one, two, three}) == 3
+
+
+def test_the_code_that_a_notebook_imports_is_in_its_key(tiny_study, in_process, monkeypatch):
+    "And no other: what the notebook does not import may change."
+    changed = set()
+    monkeypatch.setattr(studies, 'code_hash', lambda *modules: f'{sorted(modules)} {sorted({*modules} & changed)}')
+    runs = tiny_study('from gansynth.data import load', 'def late():\n    import gansynth.evaluation', 'finish(run_dir)')
+    def key(): return studies.run_study('tiny', 'smoke', runs=runs)
+    first = key()
+    changed |= {'gansynth.report'}
+    assert key() == first
+    for module in ('gansynth.data', 'gansynth.evaluation', 'gansynth.studies'):
+        changed = {module}
+        assert key() != first, module
+
+
+def test_published_notebooks_are_keyed_by_their_own_imports():
+    for name in studies.STUDIES:
+        found = studies.notebook_imports(ROOT/'nbs'/'studies'/f'{name}.ipynb')
+        assert {'gansynth.data', 'gansynth.gan_training', 'gansynth.synthesis', 'gansynth.studies'} <= {*found}, name
+        assert not {'gansynth.cli', 'gansynth.grid', 'gansynth.answers'} & {*code_of(*found)}, name
 
 
 @pytest.mark.parametrize('edit, says', [(lambda c: c['metadata'].pop('tags'), 'has 0 cells tagged'), (None, 'has 2 cells tagged')])
