@@ -143,14 +143,14 @@ def keep_notebook(folder): # of a study that has its tables
 
 @contextmanager
 def note_failure(folder, record): # of a study; what study.json holds now
-    "Whatever breaks inside is written into study.json (status failed, error) and failed.txt (where), and raised as UserError."
+    "Whatever breaks inside is written into study.json (status failed, error) and raised as UserError; where it broke stands in failed.txt."
     (folder/'failed.txt').unlink(missing_ok=True)
     try: yield
     except Exception as e:
-        error = sentence(e)
-        save_text(traceback.format_exc(), folder/'failed.txt')
-        save_json(record | dict(status='failed', error=error), folder/'study.json')
-        raise UserError(f'{error} (see {folder/"failed.txt"}). The results so far are kept: the same command goes on from there') from e
+        save_json(record | dict(status='failed', error=sentence(e)), folder/'study.json')
+        if isinstance(e, UserError): raise
+        where = save_text(traceback.format_exc(), folder/'failed.txt')
+        raise UserError(f'{sentence(e)} (see {where}). The results so far are kept: the same command goes on from there') from e
 
 # %% ../nbs/89_grid.ipynb #c0de0027
 def is_done(folder, keys): # of a study; of all its tasks

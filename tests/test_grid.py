@@ -323,6 +323,12 @@ def test_a_step_that_breaks_after_the_trainings_is_told_and_alone_repeated(tmp_p
     assert outcomes(folder) == dict(found=2, done=0, failed=0, left_out=0) and reads(folder) == {'0': 1}
 
 
+def test_a_mistake_that_shows_late_is_told_as_it_is(tmp_path, quick):
+    with pytest.raises(UserError, match="did you mean 'spark'.$"): run_design(TINY, tmp_path/'runs', str(tmp_path/'shelf'), backend='spork')
+    folder, = (tmp_path/'runs'/'study').iterdir()
+    assert load_json(folder/'study.json')['status'] == 'failed' and "did you mean 'spark'" in load_json(folder/'study.json')['error'] and not (folder/'failed.txt').exists()
+
+
 def test_a_small_set_has_an_answer_that_says_what_cannot_be_estimated(tmp_path, quick):
     "Four negatives in the validation part: no threshold at 90 % specificity exists."
     source = str(image_folder(tmp_path/'d', healthy=40, ill=40))
