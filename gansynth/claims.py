@@ -282,6 +282,7 @@ def first_words(r): # Records
     said = '; '.join(f'{c.word}: {contrast_line(c)}' for c in rows[:3])+(f'; and {len(rows)-3} more' if len(rows) > 3 else '')+'.' if rows else 'No primary contrast could be computed, so nothing can be said.'
     return word, said, sure, f"The recorded answer does not agree with the tables ({', '.join(odd)}); shown is what the tables say." if odd else ''
 
+# %% ../nbs/87_claims.ipynb #81f0d26e
 def audit_warnings(r): # Records
     "Red sentences on the synthetic sets that did not pass their audit; a FAIL says what it means."
     s, out = r.tables['sets'], []

@@ -121,6 +121,7 @@ def audit_lines(audit): # dict(verdict, words), and weights where the discrimina
     both = {'images': audit} | ({'weights': audit['weights']} if 'weights' in audit else {})
     return '\n'.join(f"{k}: {a['verdict']} - {a['words']}" for k, a in both.items())
 
+# %% ../nbs/90_cli.ipynb #47ba901d
 def audit(a):
     "Say whether the generator of a run copied anyone and what its discriminator gives away, or what was found for each set of a study: exit code 1 unless the images pass."
     if (Path(a.run)/'study.json').is_file(): return audit_of_study(Path(a.run), a.json)

@@ -45,6 +45,7 @@ def weights_of(t): # Training
     nets = dict(G=t.drawer, D=t.D)
     return {f'{n}.{k}': v.detach().cpu().clone() for n, m in nets.items() for k, v in m.state_dict().items()}
 
+# %% ../nbs/26_gan_training.ipynb #3d20cb57
 def fit_for_use(rows): # of a monitor
     "Those with a KID whose generator had not collapsed."
     return [r for r in rows if 'kid' in r and 'collapsed' not in r.get('warnings', ())]

@@ -175,6 +175,7 @@ def excess_copies(e): # Evidence
     k, m = len(set(e.train_at[t & ~h])), len(set(e.holdout_at[h & ~t]))
     return check('excess copies', k/(k+m) if k+m else None, binomtest(k, k+m).proportion_ci() if k+m else (0, 1), binomial_excess(k, k+m), about=f'{k} training and {m} hold-out patients are alone near a synthetic image; the share that is of the training part')
 
+# %% ../nbs/35_privacy.ipynb #c6209f1b
 TPR_FROM = 100 # non-members: with fewer, a false alarm is more than 1 % of them
 
 def attack(train, holdout, name, about=''): # scores (t,), (h,), higher = taken for a member
