@@ -265,6 +265,7 @@ def study(seed, synthetic, n_seeds=3, B=150, n_patients=150, flat=False):
     s = ca.arm_samples(simulate(arms, n_patients, n_seeds, per=1, jitter=.05, seed=seed), B, seed)
     return ca.worth(SIZES, [s[f'real {k}'] for k in SIZES], 50, s['synthetic'])
 
+@pytest.mark.slow
 def test_worth_covers_the_planted_number():
     n, found = 80, []
     for i in range(n): found.append(study(i, CURVE[2]))

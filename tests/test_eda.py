@@ -15,6 +15,7 @@ NIH = SHARED/'nih_chestxray14'
 needs_nih = pytest.mark.skipif(not NIH.is_dir(), reason='no NIH metadata beside the checkout (../shared/data/nih_chestxray14)')
 HAS_SPARK = bool(shutil.which('java') and importlib.util.find_spec('pyspark'))
 needs_spark = pytest.mark.skipif(not HAS_SPARK, reason='needs java and pyspark')
+ENGINES = [pytest.param(e, marks=pytest.mark.slow) if e == 'spark' else e for e in eda.ENGINES] # Java takes its time to start
 LISTS = [NIH/n for n in eda.LISTS]
 
 
@@ -78,7 +79,7 @@ def test_invented_metadata_against_pandas(engines, made_csv):
 
 
 @needs_nih
-@pytest.mark.parametrize('name, engine', [('Data_Entry_2017.csv.gz', 'duckdb'), ('Data_Entry_2017.csv.gz', 'spark'), ('Data_Entry_2017_v2020.csv.gz', 'duckdb')])
+@pytest.mark.parametrize('name, engine', [('Data_Entry_2017.csv.gz', 'duckdb'), pytest.param('Data_Entry_2017.csv.gz', 'spark', marks=pytest.mark.slow), ('Data_Entry_2017_v2020.csv.gz', 'duckdb')])
 def test_real_metadata_against_pandas(engines, name, engine):
     check_all(eda.read_entries(engines(engine), NIH/name), witness(NIH/name))
 
@@ -93,6 +94,7 @@ def assert_same(a, b):
     assert_frame_equal(a['table1'].loc[loose], b['table1'].loc[loose], rtol=1e-12, atol=0)
 
 
+@pytest.mark.slow
 def test_engines_agree(engines, made_csv, tmp_path):
     names = witness(made_csv).image
     parquet = eda.write_made(tmp_path/'made.parquet', 6000, seed=3, chunk=2500)
@@ -101,6 +103,7 @@ def test_engines_agree(engines, made_csv, tmp_path):
     for other in others: assert_same(first, other)
 
 
+@pytest.mark.slow
 def test_why_the_engine_never_splits(engines, made_csv):
     "The obvious split is right on DuckDB and tears labels into letters on Spark, without an error."
     want = witness(made_csv).labels.str.count('[|]').add(1).sum()
@@ -155,7 +158,7 @@ def small(path, rows, head=HEAD + ',', end='\r\n'):
     return path
 
 
-@pytest.mark.parametrize('engine', eda.ENGINES)
+@pytest.mark.parametrize('engine', ENGINES)
 @pytest.mark.parametrize('head, row, end', [(HEAD + ',', ROW, '\r\n'), (HEAD + ',', ROW + ',', '\n'), (HEAD, ROW, '\n'), ('\ufeff' + HEAD, ROW, '\n\n')],
                          ids=['unnamed last column', 'also in the rows', 'no unnamed column', 'mark of order, blank lines'])
 def test_forms_of_the_header(engines, tmp_path, engine, head, row, end):
@@ -164,7 +167,7 @@ def test_forms_of_the_header(engines, tmp_path, engine, head, row, end):
     assert d.patient_id.tolist() == [1, 2, 3] and set(d.age) == {58} and set(d.height) == {2749}
 
 
-@pytest.mark.parametrize('engine', eda.ENGINES)
+@pytest.mark.parametrize('engine', ENGINES)
 def test_texts_that_look_null(engines, tmp_path, engine):
     texts = ['NA', 'None', 'null', 'NaN', 'NA|None']
     p = small(tmp_path/'a.csv', [ROW.format(i).replace('Mass|Edema', s).replace(',M,', ',NA,' if i else ',,') for i, s in enumerate(texts)])
@@ -181,7 +184,7 @@ FAULTS = [('058Y', 'fifty', "line 4: Patient Age 'fifty'"), ('058Y', '', "line 4
           ('0.143,0.143', '0.143,0.143,7', "beyond the last column '7'"), ('0.143,0.143', '0.143,0.143,1,2,3,4', "beyond the last column")]
 
 
-@pytest.mark.parametrize('engine, old, new, what', [('duckdb', *f) for f in FAULTS] + [('spark', *f) for f in FAULTS[3:4] + FAULTS[-3:]])
+@pytest.mark.parametrize('engine, old, new, what', [('duckdb', *f) for f in FAULTS] + [pytest.param('spark', *f, marks=pytest.mark.slow) for f in FAULTS[3:4] + FAULTS[-3:]])
 def test_a_bad_row_is_named(engines, tmp_path, engine, old, new, what):
     p = small(tmp_path/'a.csv', [ROW.format(i).replace(old, new) if i == 2 else ROW.format(i) for i in range(6)], HEAD)
     with pytest.raises(UserError) as e: eda.read_entries(engines(engine), p)
@@ -208,7 +211,7 @@ def test_a_bad_parquet_row_is_named(engines, tmp_path):
 @pytest.mark.parametrize('content, what', [(HEAD.replace(',', ';').encode(), "separated by ';'"), (HEAD.replace('Patient Age,', '').encode(), 'lacks Patient Age'),
                                            (b'', 'found: nothing'), (HEAD.encode() + b'\n', 'no rows'), (b'\x89PNG\r\n\x1a\n\xff\xfe', 'not a CSV file'), (None, 'no such file')],
                          ids=['semicolons', 'a column less', 'empty', 'header only', 'an image', 'absent'])
-@pytest.mark.parametrize('engine', eda.ENGINES)
+@pytest.mark.parametrize('engine', ENGINES)
 def test_other_files_are_refused(engines, tmp_path, engine, content, what):
     if content is not None: (tmp_path/'a.csv').write_bytes(content)
     with pytest.raises(UserError) as e: eda.read_entries(engines(engine), tmp_path/'a.csv')
@@ -244,6 +247,7 @@ def test_spark_missing_is_named(tmp_path, monkeypatch):
 
 
 @needs_spark
+@pytest.mark.slow
 def test_spark_is_quiet_and_leaves_nothing(made_csv, tmp_path):
     code = f'from gansynth.eda import *; print(len(label_counts(read_entries(connect("spark"), {str(made_csv)!r}))))'
     done = subprocess.run([sys.executable, '-c', code], cwd=tmp_path, capture_output=True, text=True, env=os.environ | {'PYTHONPATH': str(ROOT)}, timeout=120)

@@ -203,6 +203,7 @@ def test_patients_cover_and_images_do_not():
     assert .90 <= hits[0]/n <= .98
     assert hits[1]/n < .88
 
+@pytest.mark.slow
 def test_null_is_rejected_at_the_nominal_rate_only_by_patients():
     n, rejected = 300, np.zeros(2)
     for i in range(n):

@@ -257,6 +257,7 @@ def test_what_does_not_fit_is_refused():
     with pytest.raises(UserError, match='no classifier was finished'): Findings(Stand(), preds, cells[:0], None, None)
 
 
+@pytest.mark.slow
 def test_null_simulation():
     "200 studies without any effect, dose and base chosen on validation: verdicts in at most 5 %, within the binomial band."
     gaps = {RAW: 1.5, AUG: 1.5, ('gan_classic', 'g', .5): 1.5, GAN: 1.5}
