@@ -197,15 +197,21 @@ def execute(path, out, params, progress_file, timeout=None): # notebook; execute
     for name in ('papermill', 'asyncio'): logging.getLogger(name).setLevel(logging.CRITICAL) # what they would log is checked before or reported after
     before = os.environ.get('GANSYNTH_PROGRESS')
     os.environ |= {'GANSYNTH_PROGRESS': str(progress_file), 'JUPYTER_PREFER_ENV_PATH': '1', 'PYDEVD_DISABLE_FILE_VALIDATION': '1'}
-    thread, told = threading.Thread(target=lambda: result.append(run_notebook(path, partial, params, timeout, kernels))), None
+    thread = threading.Thread(target=lambda: result.append(run_notebook(path, partial, params, timeout, kernels)))
     def tell(number): kernels and kernels[0].has_kernel and kernels[0].provisioner.process.send_signal(number)
+    asked, seen, since = -1, -1, 0.     # the cell that was asked to stop; the one that runs, and since when
     try:
         with stoppable() as stop:
             thread.start()
             while thread.is_alive():
                 try: thread.join(.1)
                 except KeyboardInterrupt: tell(signal.SIGKILL)
-                if stop() and not told and kernels and kernels[0].has_kernel: told = stop(); tell(signal.SIGINT)
+                if not stop() or not kernels or not kernels[0].has_kernel: continue
+                cell = last_started(partial)
+                if cell != seen: seen, since = cell, time.monotonic()
+                if cell > asked and (asked < 0 or time.monotonic()-since > 1):
+                    asked = cell
+                    tell(signal.SIGINT)
             if stop(): return 'terminated' if stop() == signal.SIGTERM else 'interrupted', f'interrupted in cell {last_started(partial)}'
         return result[0]
     finally:

@@ -265,6 +265,34 @@ def test_f26_types():
     with pytest.raises(UserError, match='t='): t.check(datetime.date(2026, 1, 1))
 
 
+def test_a_signal_between_two_cells_is_not_lost(tmp_path):
+    "The first cell takes the signal and goes on, as an idle kernel does; the second is stopped all the same."
+    cells = ["n = 1  # 1..2: a parameter", f"""
+import signal, time
+from pathlib import Path
+folder = Path({str(tmp_path)!r})
+signal.signal(signal.SIGINT, lambda number, frame: (folder/'got').touch())
+(folder/'begun').touch()
+while not (folder/'go').exists(): time.sleep(.05)
+""", "for _ in range(600): time.sleep(.1)\n(folder/'ended').touch()"]
+    nb = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(c) for c in cells])
+    nb.cells[0].metadata.tags = ['parameters']
+    nbformat.write(nb, tmp_path/'a.ipynb')
+    code = f"""
+from pathlib import Path
+from gansynth.studies import execute
+folder = Path({str(tmp_path)!r})
+print(execute(folder/'a.ipynb', folder/'out.ipynb', {{}}, folder/'p.json'))
+"""
+    p = subprocess.Popen([sys.executable, '-c', code], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True)
+    until(lambda: (tmp_path/'begun').exists() or p.poll() is not None, 'the first cell')
+    p.send_signal(signal.SIGINT)
+    until(lambda: (tmp_path/'got').exists() or p.poll() is not None, 'the signal')
+    (tmp_path/'go').touch()
+    out, err = p.communicate(timeout=LIMIT)
+    assert 'interrupted' in out and not (tmp_path/'ended').exists(), (out, err)
+
+
 def test_f14_interrupted(tmp_path):
     p = subprocess.Popen([COMMAND, *RUN, *LEAN, '--runs', str(tmp_path), '-p', 'gan_steps=100000'], cwd=ROOT, stderr=subprocess.PIPE, text=True, start_new_session=True)
     def trains(): return any(load_json(f)['stage'] == 'GAN' for f in tmp_path.glob('*/*/progress.json'))
