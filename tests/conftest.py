@@ -20,9 +20,18 @@ needs_real_data = pytest.mark.skipif(not (SHARED/'pneumoniamnist').is_dir(), rea
 
 
 def pytest_configure(config):
-    config.addinivalue_line('markers', "slow: some minutes; -m 'not slow' leaves it out")
+    config.addinivalue_line('markers', "slow: make test-slow runs it, make test leaves it out")
     config.addinivalue_line('markers', "site: builds the documentation; -m 'not site' leaves it out")
     for library in ('ibis', 'pyspark', 'fastai', 'torch'): config.addinivalue_line('filterwarnings', f'ignore:::{library}')     # their own, about versions to come
+
+
+WHOLE_STUDIES = {'covid_run', 'transfer_run', 'fracture_run'}     # fixtures that run a published study, half a minute and more each
+
+
+def pytest_collection_modifyitems(items):
+    "A test on a whole study is slow; study 1's smoke run and all chapters are the quick part."
+    for item in items:
+        if WHOLE_STUDIES & set(item.fixturenames): item.add_marker('slow')
 
 
 def gansynth(*args, cwd=None, **env):

@@ -212,6 +212,7 @@ def gan_luck(seed, gans=4, per_gan=5):
     arm = base.assign(arm='gan_aug', probability=expit(logit(base.probability) + (base.label - .5)*luck[[gan_of[s] for s in base.seed]] + rng.normal(0, .15, len(base))))
     return pd.concat([base, arm]), gan_of
 
+@pytest.mark.slow
 def test_the_outermost_unit_is_the_gan():
     n, hits = 60, np.zeros(2)
     for i in range(n):
@@ -274,6 +275,7 @@ def test_worth_covers_the_planted_number():
     assert hits > .85
     assert np.mean([f['low'] > 0 for f in found]) > .5
 
+@pytest.mark.slow
 def test_worth_of_nothing_is_seldom_announced():
     found = [study(500 + i, CURVE[1])['word'] for i in range(60)]
     assert found.count('worth') + found.count('harmful') <= 9, found

@@ -332,6 +332,7 @@ def test_no_imagenet_for_the_small_ones(name, hub):
     assert not hub[1]
 
 
+@pytest.mark.slow
 def test_without_timm():
     "Everything but DeiT works without the library."
     code = ("import sys, importlib.util as u; real = u.find_spec; u.find_spec = lambda n, *a: None if n == 'timm' else real(n, *a); sys.modules['timm'] = None\n"

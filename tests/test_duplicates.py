@@ -241,6 +241,7 @@ def test_nearly_equal_images_are_refused_not_listed(people):
     with pytest.raises(UserError, match='max_pairs'): near_pairs(fingerprints(x), min_ncc=None, min_detail=None, max_bits=4)
 
 
+@pytest.mark.slow
 def test_work_grows_slower_than_all_pairs():
     "Compared pairs, not time: four times the images, copies in proportion."
     x = phantom(n_patients=1150, size=64, seed=5)['images']
@@ -276,6 +277,7 @@ def test_groups_against_a_walk():
     assert groups(t, 200).tolist() == pd.factorize(np.array(want))[0].tolist()
 
 
+@pytest.mark.slow
 @needs_real_data
 def test_rule_table_is_what_the_script_measures(monkeypatch):
     "The smallest of the three sets again; the committed table must say the same."

@@ -191,6 +191,7 @@ def test_resamples_keep_patients_whole_and_strata_full():
     with pytest.raises(ValueError): ev.patient_resamples(['a', None], [0, 1])
     with pytest.raises(ValueError): ev.patient_resamples(['a', 'b'], [0, 1, 1])
 
+@pytest.mark.slow
 def test_patients_cover_and_images_do_not():
     truth_y, _, scores = ev.align(simulate({'raw': 1.4}, n_patients=30_000))
     truth, hits, n = ev.auroc(truth_y, scores['raw', 0]), np.zeros(2), 400
@@ -313,6 +314,7 @@ def test_verdict_rules_and_sentence():
     said = ev.verdict(c)['sentence']
     assert all(x in said for x in ('+0.010', '+0.002 to +0.018', '10 seeds', '150 patients', '600 images', 'helps')) and 'indication' not in said
     assert 'an indication only: fewer than 5 seeds' in ev.verdict({**c, 'n_seeds': 4})['sentence']
+    assert 'one training run cannot separate benefit from luck' in ev.verdict({**c, 'n_seeds': 1})['sentence']
     assert 'no effect' not in ev.verdict({**c, 'p': .5, 'high90': .1})['sentence']
 
 

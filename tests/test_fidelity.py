@@ -197,6 +197,7 @@ def peak_over_inputs(n, how='prdc'):
     return float(subprocess.run([sys.executable, '-c', textwrap.dedent(code)], cwd=ROOT, capture_output=True, text=True, check=True).stdout)
 
 
+@pytest.mark.slow
 def test_prdc_memory_does_not_grow_with_the_square():
     """Blocks of 1,024 x 4,096 doubles: 32 MB, two or three of that kind at a time from n = 8,192 on, whatever n is. Twice the images would take four times
     the memory in full matrices (20,000 MB each at n = 50,000); here only k+1 numbers and a few flags a row grow. One full matrix shows that the gauge works."""

@@ -113,7 +113,7 @@ def test_without_an_opponent():
 def test_single_run():
     f = findings({RAW: 1.4, AUG: 1.6, GAN: 2.6}, n_runs=1)
     r, = rows(f).itertuples()
-    assert (r.n_seeds, r.n_gans, r.level) == (1, 1, 'indication') and 'an indication only' in r.sentence and '1 generator seed, too few to tell how much generators differ' in r.sentence
+    assert (r.n_seeds, r.n_gans, r.level) == (1, 1, 'indication') and 'one training run cannot separate benefit from luck' in r.sentence and '1 generator seed, too few to tell how much generators differ' in r.sentence
 
 
 def test_runs_that_share_a_gan_count_once():

@@ -183,6 +183,7 @@ def weights(gan): return [v for m in (gan.generator, gan.discriminator) for v in
 def same(a, b): return all(torch.equal(x, y) for x, y in zip(weights(a), weights(b), strict=True))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize('recipe', [dict(), dict(spectral=True), dict(ema=.9)], ids=str)
 def test_the_discriminator_belongs_to_the_released_step(tmp_path, parts, recipe):
     """KID is lowest at step 3 of 6: both networks are those of a training that stops there, also after
@@ -202,6 +203,7 @@ def test_the_discriminator_belongs_to_the_released_step(tmp_path, parts, recipe)
     assert stopped == [5] and not any(torch.equal(a, b) for a, b in zip(at_3.discriminator.parameters(), at_6.discriminator.parameters()))
 
 
+@pytest.mark.slow
 def test_several_at_once_are_those_of_one_after_the_other(parts):
     jobs = [dict(data=parts.train.positives, steps=3, bs=8, seed=s, precision='float32') for s in (0, 1)]
     n = torch.get_num_threads()

@@ -135,6 +135,7 @@ def test_every_backend_gives_the_same_tables(done, tmp_path, backend, quick):
     assert tables(folder) == tables(done[1])
 
 
+@pytest.mark.slow
 def test_one_part_fails_and_the_rest_goes_on(tmp_path, quick, capsys, monkeypatch):
     "A GAN that diverges: its set fails, its cells are left out, the others are judged, and the record names it."
     step = gan_training.gan_step
@@ -168,6 +169,7 @@ def test_wrong_input_is_one_sentence_and_writes_nothing(tmp_path, args, says):
     assert not list(tmp_path.rglob('*.npz')) and not list(tmp_path.rglob('index.html'))
 
 
+@pytest.mark.slow
 def test_a_cell_as_a_notebook_gives_the_same_record(done, tmp_path, quick):
     place, folder = done
     one = replace(TINY, seeds=(0,), arms=('raw', 'gan_aug'))
@@ -236,6 +238,7 @@ def test_exit_code_of_the_audit_is_about_the_images(done, tmp_path):
         assert said.returncode == 0 and len(said.stdout.splitlines()) == lines*len(sets) and ('weights: FAIL - it knows them' in said.stdout) == bool(weights)
 
 
+@pytest.mark.slow
 def test_copies_are_a_finding_and_never_an_end(tmp_path):
     "A generator that gives its training images back: the study ends well, says so in red, and its images stay here."
     d = replace(TINY, name='copies', generators=(Generator('copier', kind='replay'),))
@@ -352,6 +355,7 @@ def test_a_set_that_is_too_small_is_refused_before_anything_is_trained(tmp_path,
     assert not (tmp_path/'shelf').exists() and not (tmp_path/'runs').exists()
 
 
+@pytest.mark.slow
 def test_no_warning_of_a_library_reaches_the_terminal(tmp_path):
     "Not from the command, nor from its workers and notebook kernels."
     (tmp_path/'d.yaml').write_text(as_yaml(replace(TINY, arms=('raw', 'class_weights'), generators=(), seeds=(0,))))

@@ -151,6 +151,7 @@ def test_text_fits_a_terminal():
         assert len(text.splitlines()) <= 25 and 'synthetic sets of' in text and 'inconclusive' in text and ('left out' in text) == bool(d.budget)
 
 
+@pytest.mark.slow
 def test_calibration(monkeypatch, tmp_path):
     "Real steps on a tiny phantom; the second call measures nothing, a changed generator itself only."
     monkeypatch.setenv('GANSYNTH_CACHE', str(tmp_path))

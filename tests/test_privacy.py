@@ -81,6 +81,7 @@ def test_without_zscore_brightness_hides_a_copy(sets):
 
 # what must not be
 
+@pytest.mark.slow
 def test_false_alarms_of_innocent_generators():
     "70 draws: alarms by patient stay in the binomial band of 5 %, scores have variance 1; by image (the ablation) they scatter more."
     alarms, z = [], []
@@ -370,6 +371,7 @@ def test_module_needs_no_torch():
     assert subprocess.run([sys.executable, '-c', 'import sys, gansynth.privacy; sys.exit("torch" in sys.modules)'], cwd=ROOT).returncode == 0
 
 
+@pytest.mark.slow
 @needs_real_data
 def test_real_images():
     "PneumoniaMNIST by patient: other patients pass, every kind of replay of a tenth fails."

@@ -49,6 +49,7 @@ def null(pool, number, patients=40, one_each=False):
     return [told_apart(probe_scores(numbered(a), numbered(b), looked_up(table), *w, seed=number)) for w in ((who[a], who[b]), (None, None))]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize('one_each', [False, True], ids=['several images of both', 'one of each synthetic'])
 def test_null_coverage(pool, one_each):
     rows = [null(pool, i, one_each=one_each) for i in range(60)]

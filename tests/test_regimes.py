@@ -37,7 +37,10 @@ def few(parts, pair):
     return {a: make_arm(a, small, [replace(s, trained_on=()) for s in sets] if a == 'untrained_classic' else sets) for a in ARMS}
 
 
-@pytest.mark.parametrize('network', list(NETWORKS))
+LARGE = ('resnet34', 'resnet50', 'resnet101', 'vgg16')
+
+
+@pytest.mark.parametrize('network', [pytest.param(n, marks=pytest.mark.slow) if n in LARGE else n for n in NETWORKS])
 def test_every_arm_runs_with_every_classifier(network, few, parts):
     "Each trains for the same number of steps, read back from its own record, and each arm leads to another network than raw."
     if network not in at_hand(): pytest.skip(f'{network} needs an optional library')

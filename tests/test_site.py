@@ -11,7 +11,7 @@ import pytest
 from conftest import LIMIT, ROOT
 
 yaml = pytest.importorskip('yaml')
-pytestmark = pytest.mark.site
+pytestmark = [pytest.mark.site, pytest.mark.slow]
 OUTSIDE = {'arxiv.org', 'doi.org', 'github.com', 'ibis-project.org', 'physionet.org', 'medmnist.com', 'huggingface.co', 'nihcc.app.box.com', 'data.mendeley.com', 'www.kaggle.com', 'keepachangelog.com', 'yaml.org', 'filesystem-spec.readthedocs.io'}     # a reader may be sent there by a click
 LOADED = {'img': ('src', 'srcset'), 'script': ('src',), 'link': ('href',), 'iframe': ('src',), 'source': ('src', 'srcset'), 'video': ('src',), 'audio': ('src',), 'object': ('data',), 'embed': ('src',), 'input': ('src',), 'use': ('href',)}
 MACHINE = re.compile(r'(?<![\w.:/])/(home|root|work|Users|tmp)/\w')
@@ -188,7 +188,7 @@ def load_yaml(path): return yaml.safe_load((ROOT/path).read_text(encoding='utf-8
 def test_workflow_and_templates():
     flow = load_yaml('.github/workflows/test.yml')
     job = flow['jobs']['test']
-    assert job['strategy']['matrix']['python'] == ['3.11', '3.12'] and 'make test' in ' '.join(s.get('run', '') for s in job['steps'])
+    assert job['strategy']['matrix']['python'] == ['3.11', '3.12'] and '.ci/run' in [s.get('run') for s in job['steps']]
     assert any(s.get('with', {}).get('cache') == 'pip' for s in job['steps']) and flow[True]      # YAML reads the key `on` as true
     for name in ('bug', 'result', 'idea'):
         form = load_yaml(f'.github/ISSUE_TEMPLATE/{name}.yml')

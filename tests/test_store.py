@@ -206,6 +206,7 @@ def peaks(tmp_path, n):
     return mb
 
 
+@pytest.mark.slow
 def test_memory_does_not_grow_with_the_set(tmp_path):
     workers = 2*45      # MB that two workers need in any case, counted low
     few, many = (peaks(tmp_path, n)+workers for n in (20_000, 100_000))

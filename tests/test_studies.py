@@ -67,6 +67,7 @@ Path(run_dir, 'test_reads.jsonl').write_text('{}')
 finish(run_dir, generator='g')'''
 
 
+@pytest.mark.slow
 def test_subgroups_pool_seeds_and_disappear_with_the_columns(tiny_study, tmp_path):
     from gansynth.evaluation import summarise
     runs = tiny_study(PREDICTED.replace('KNOWN', "{'sex': 'FM'[i//2 % 2] if i < 112 else None, 'view': 'PA'}"))
@@ -92,6 +93,7 @@ def test_f33_the_same_run_is_not_done_twice(smoke_run):
     assert snapshot(folder) == before
 
 
+@pytest.mark.slow
 def test_f63_same_seed_same_bits(tmp_path):
     first, again, other = (gansynth(*RUN, *LEAN, '--runs', tmp_path/str(i), '--seed', s, GANSYNTH_CACHE=str(tmp_path/f'cache{i}')) for i, s in enumerate((0, 0, 1))) # nothing recalled
     assert first.returncode == again.returncode == other.returncode == 0
@@ -103,6 +105,7 @@ def test_f63_same_seed_same_bits(tmp_path):
     assert a['data']['hash'] == b['data']['hash'] and a['key'] != b['key']
 
 
+@pytest.mark.slow
 def test_report_shows_what_was_asked_for_last(tiny_study):
     runs = tiny_study('finish(run_dir)')
     one, two = (studies.run_study('tiny', 'smoke', {'data': f'phantom:n_patients={n}'}, runs=runs) for n in (30, 31))
@@ -199,11 +202,13 @@ def test_f21_f23_failure_names_the_cell(tiny_study, cells, says):
     assert nbformat.read(folder/'notebook.ipynb', as_version=4).cells
 
 
+@pytest.mark.slow
 def test_f22_timeout(tmp_path):
     nb = tiny(tmp_path/'a.ipynb', PARAMETERS, 'import time; time.sleep(600)')
     assert execute(nb, tmp_path/'out.ipynb', {}, tmp_path/'p.json', timeout=10) == ('failed', 'cell 2 took longer than 10 s')
 
 
+@pytest.mark.slow
 def test_failed_run_is_kept_and_repeated(tiny_study):
     runs = tiny_study("import pathlib\nif not pathlib.Path(run_dir, '..', 'ok').exists(): raise SystemError('first time')", 'finish(run_dir)')
     with pytest.raises(UserError, match='first time'): studies.run_study('tiny', 'smoke', runs=runs)
@@ -214,6 +219,7 @@ def test_failed_run_is_kept_and_repeated(tiny_study):
     assert forced == folder and load_json(folder.with_name(folder.name+'.old2')/'run.json')['status'] == 'ok'
 
 
+@pytest.mark.slow
 def test_another_notebook_is_another_run(tiny_study):
     one = studies.run_study('tiny', 'smoke', runs=tiny_study('finish(run_dir)'))
     two = studies.run_study('tiny', 'smoke', runs=tiny_study('finish(run_dir) # changed'))
@@ -265,6 +271,7 @@ def test_f26_types():
     with pytest.raises(UserError, match='t='): t.check(datetime.date(2026, 1, 1))
 
 
+@pytest.mark.slow
 def test_a_signal_between_two_cells_is_not_lost(tmp_path):
     "The first cell takes the signal and goes on, as an idle kernel does; the second is stopped all the same."
     cells = ["n = 1  # 1..2: a parameter", f"""
@@ -293,6 +300,7 @@ print(execute(folder/'a.ipynb', folder/'out.ipynb', {{}}, folder/'p.json'))
     assert 'interrupted' in out and not (tmp_path/'ended').exists(), (out, err)
 
 
+@pytest.mark.slow
 def test_f14_interrupted(tmp_path):
     p = subprocess.Popen([COMMAND, *RUN, *LEAN, '--runs', str(tmp_path), '-p', 'gan_steps=100000'], cwd=ROOT, stderr=subprocess.PIPE, text=True, start_new_session=True)
     def trains(): return any(load_json(f)['stage'] == 'GAN' for f in tmp_path.glob('*/*/progress.json'))
@@ -323,6 +331,7 @@ def test_report_without_runs(tmp_path):
     assert done.returncode == 1 and 'no complete run yet' in done.stderr and not (tmp_path/'r').exists()
 
 
+@pytest.mark.slow
 def test_folder_of_images_end_to_end(tmp_path):
     folder = image_folder(tmp_path/'bones', sound=60, broken=30)
     pd.DataFrame({'file': [f'{c}/{i}.png' for c, n in (('sound', 60), ('broken', 30)) for i in range(n)], 'patient_id': [f'{c}{i//2}' for c, n in (('s', 60), ('b', 30)) for i in range(n)]}).to_csv(tmp_path/'who.csv', index=False)
@@ -334,6 +343,7 @@ def test_folder_of_images_end_to_end(tmp_path):
     assert not (tmp_path/'page'/'results'/'subgroups.csv').exists() and 'For whom?' not in (tmp_path/'page'/'index.html').read_text()   # nothing known, nothing said
 
 
+@pytest.mark.slow
 @needs_real_data
 def test_real_images_end_to_end(tmp_path):
     d = SHARED/'pneumoniamnist'

@@ -141,21 +141,22 @@ def smoke_run(folder, *more): # a folder for cache and runs; further arguments
     return gansynth('run', 'covid_ct', '--profile', 'smoke', '--runs', folder/'runs', *more, GANSYNTH_CACHE=str(folder/'cache'))
 
 @pytest.fixture(scope='session')
-def smoke(tmp_path_factory):
+def covid_run(tmp_path_factory):
     folder = tmp_path_factory.mktemp('covid')
     r = smoke_run(folder)
     assert r.returncode == 0, r.stderr[-3000:]
     return next((folder/'runs').rglob('done.json')).parent
 
+@pytest.mark.slow
 def test_a_misspelt_network_is_refused_before_training(tmp_path):
     r = smoke_run(tmp_path, '-p', 'networks=covid_cnn,vgg61')
     assert r.returncode and "did you mean 'vgg16'?" in r.stderr+r.stdout and not list((tmp_path/'cache').rglob('*gans*'))
 
-def test_smoke_run_writes_what_is_promised(smoke):
-    preds, arms, cuts, m = (pd.read_csv(smoke/f'{f}.csv') for f in ('predictions', 'arms', 'thresholds', 'measures'))
+def test_smoke_run_writes_what_is_promised(covid_run):
+    preds, arms, cuts, m = (pd.read_csv(covid_run/f'{f}.csv') for f in ('predictions', 'arms', 'thresholds', 'measures'))
     assert set(preds.arm) == set(arms.arm) == set(cuts.arm) == {f'covid_cnn/{a}' for a in ('raw', 'classic_aug', 'gan_aug', 'conditional_aug', 'gan_classic', 'synth_only', 'leak_drill')}
     assert arms.steps.nunique() == 1
     assert arms.set_index('arm').n_synthetic[['covid_cnn/gan_aug', 'covid_cnn/leak_drill']].nunique() == 1
-    assert {'control on validation', 'label check'} <= set(m.table) and len((smoke/'test_reads.jsonl').read_text().splitlines()) == 1
-    assert {'accuracy', 'recall', 'precision', 'auroc'} <= set(pd.read_csv(smoke/'results.csv').metric)
-    assert {'sex', 'age'} <= set(preds) and (smoke/'figures'/'curve_accuracy.png').is_file()
+    assert {'control on validation', 'label check'} <= set(m.table) and len((covid_run/'test_reads.jsonl').read_text().splitlines()) == 1
+    assert {'accuracy', 'recall', 'precision', 'auroc'} <= set(pd.read_csv(covid_run/'results.csv').metric)
+    assert {'sex', 'age'} <= set(preds) and (covid_run/'figures'/'curve_accuracy.png').is_file()

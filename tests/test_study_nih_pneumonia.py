@@ -39,6 +39,7 @@ def test_a_misspelt_arm_is_refused(lists, text, says):
     assert chosen('raw , gan_aug,raw', made, 'arms') == ['raw', 'gan_aug'] and chosen('', made, 'arms') == []
 
 
+@pytest.mark.slow
 def test_it_is_refused_before_anything_is_trained(tmp_path):
     done = gansynth('run', 'nih_pneumonia', '--profile', 'smoke', '--runs', tmp_path, '-p', 'arms=gan_aug')
     folder, = (tmp_path/'nih_pneumonia').iterdir()

@@ -11,7 +11,7 @@ LIMIT = 300_000 # milliseconds after which a test gives up waiting: an emergency
 CHROMIUM = next((p for p in map(shutil.which, ('chromium', 'chromium-browser', 'google-chrome')) if p), None)
 sync_api = pytest.importorskip('playwright.sync_api', reason='the Python package playwright is not installed')
 expect = sync_api.expect
-pytestmark = pytest.mark.skipif(not CHROMIUM, reason='no Chromium on this machine')
+pytestmark = [pytest.mark.slow, pytest.mark.skipif(not CHROMIUM, reason='no Chromium on this machine')]
 
 SETTINGS = {'apputils-extension/notification': dict(fetchNews='false', checkForUpdates=False, doNotDisturbMode=True),   # nothing is asked for outside
             'notebook-extension/tracker': dict(windowingMode='none'), 'docmanager-extension/plugin': dict(autosave=False)}
