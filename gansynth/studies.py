@@ -5,10 +5,11 @@
 # %% auto #0
 __all__ = ['RESERVED', 'notebook_path', 'Parameter', 'read_parameters', 'choose_parameters', 'parse_parameters',
            'notebook_imports', 'source_hash', 'check_data', 'commit', 'finish', 'is_complete', 'Watch', 'last_started',
-           'run_notebook', 'execute', 'run_study', 'keep_earlier', 'substitution']
+           'run_notebook', 'progress_to', 'execute', 'run_study', 'keep_earlier', 'substitution']
 
 # %% ../nbs/70_studies.ipynb #4f886e40
 import ast, json, logging, os, re, signal, subprocess, sys, threading, time
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -190,18 +191,25 @@ def run_notebook(path, out, params, timeout, started): # notebook; executed note
     except CellTimeoutError: return 'failed', f'cell {last_started(out)} took longer than {timeout} s'
     except Exception as e: return 'failed', f'the notebook could not be run: {type(e).__name__}: {e}'
 
+# %% ../nbs/70_studies.ipynb #5b0f3a17
+@contextmanager
+def progress_to(file): # for Watch
+    "Kernels that start while the block runs write their progress to the file."
+    before = os.environ.get('GANSYNTH_PROGRESS')
+    os.environ |= {'GANSYNTH_PROGRESS': str(file), 'JUPYTER_PREFER_ENV_PATH': '1', 'PYDEVD_DISABLE_FILE_VALIDATION': '1'}
+    try: yield
+    finally: os.environ.pop('GANSYNTH_PROGRESS') if before is None else os.environ.update(GANSYNTH_PROGRESS=before)
+
 # %% ../nbs/70_studies.ipynb #8f602836
 def execute(path, out, params, progress_file, timeout=None): # notebook; executed notebook; parameters; file for Watch; seconds for a cell
     "Run a notebook; returns (status, sentence): ok, failed, interrupted or terminated."
     partial, kernels, result = Path(out).with_name('partial.ipynb'), [], []
     for name in ('papermill', 'asyncio'): logging.getLogger(name).setLevel(logging.CRITICAL) # what they would log is checked before or reported after
-    before = os.environ.get('GANSYNTH_PROGRESS')
-    os.environ |= {'GANSYNTH_PROGRESS': str(progress_file), 'JUPYTER_PREFER_ENV_PATH': '1', 'PYDEVD_DISABLE_FILE_VALIDATION': '1'}
     thread = threading.Thread(target=lambda: result.append(run_notebook(path, partial, params, timeout, kernels)))
     def tell(number): kernels and kernels[0].has_kernel and kernels[0].provisioner.process.send_signal(number)
     asked, seen, since = -1, -1, 0.     # the cell that was asked to stop; the one that runs, and since when
     try:
-        with stoppable() as stop:
+        with progress_to(progress_file), stoppable() as stop:
             thread.start()
             while thread.is_alive():
                 try: thread.join(.1)
@@ -209,13 +217,12 @@ def execute(path, out, params, progress_file, timeout=None): # notebook; execute
                 if not stop() or not kernels or not kernels[0].has_kernel: continue
                 cell = last_started(partial)
                 if cell != seen: seen, since = cell, time.monotonic()
-                if cell > asked and (asked < 0 or time.monotonic()-since > 1):
-                    asked = cell
-                    tell(signal.SIGINT)
+                if cell <= asked or asked >= 0 and time.monotonic()-since <= 1: continue
+                asked = cell
+                tell(signal.SIGINT)
             if stop(): return 'terminated' if stop() == signal.SIGTERM else 'interrupted', f'interrupted in cell {last_started(partial)}'
         return result[0]
     finally:
-        os.environ.pop('GANSYNTH_PROGRESS') if before is None else os.environ.update(GANSYNTH_PROGRESS=before)
         if partial.is_file(): os.replace(partial, out)
 
 # %% ../nbs/70_studies.ipynb #0e93e65c

@@ -25,11 +25,11 @@ def pytest_configure(config):
     for library in ('ibis', 'pyspark', 'fastai', 'torch'): config.addinivalue_line('filterwarnings', f'ignore:::{library}')     # their own, about versions to come
 
 
-WHOLE_STUDIES = {'covid_run', 'transfer_run', 'fracture_run'}     # fixtures that run a published study, half a minute and more each
+WHOLE_STUDIES = {'smoke_run', 'covid_run', 'transfer_run', 'fracture_run'}     # fixtures that run a published study, half a minute and more each
 
 
 def pytest_collection_modifyitems(items):
-    "A test on a whole study is slow; study 1's smoke run and all chapters are the quick part."
+    "A test on a whole study is slow; make test runs the notebooks of all studies as chapters."
     for item in items:
         if WHOLE_STUDIES & set(item.fixturenames): item.add_marker('slow')
 

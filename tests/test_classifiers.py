@@ -206,7 +206,7 @@ def fake(name, folder, old=False):
     return model.eval(), path
 
 
-@pytest.mark.parametrize('name, size', [('resnet18', 64), ('resnet50', 64), ('vgg16', 224), pytest.param('deit_tiny', 224, marks=needs_timm)])
+@pytest.mark.parametrize('name, size', [('resnet18', 64), ('resnet50', 64), pytest.param('vgg16', 224, marks=pytest.mark.slow), pytest.param('deit_tiny', 224, marks=needs_timm)])
 def test_one_channel_is_three(name, size, hub):
     "Grey weights on the grey image = three-channel weights on the image in all three channels, with the old head put back."
     theirs, path = fake(name, hub[0], old=name.startswith('resnet'))

@@ -123,7 +123,7 @@ def test_f04_one_flipped_byte(tmp_path, gan):
     with pytest.raises(UserError, match='g.safetensors is damaged'): load_gan(path)
 
 
-@pytest.mark.parametrize('name', RECIPES)
+@pytest.mark.parametrize('name', [pytest.param(n, marks=pytest.mark.slow) if n in ('covid_ct', 'bone_fracture') else n for n in RECIPES])
 def test_every_recipe_trains_and_is_kept(tmp_path, parts, name):
     size = {'covid_ct': 64, 'bone_fracture': 32, 'lung_adam': 28, 'lung_rmsprop': 28}.get(name, 32)
     data = split(load('phantom:n_patients=40', size=size), imbalance_ratio=5.).train
@@ -171,6 +171,7 @@ def test_the_lowest_kid_is_taken_not_the_last(parts):
     assert (gan.history == train_gan(parts.train.positives, 6, bs=8, precision='float32').history).all()
 
 
+@pytest.mark.slow
 def test_eleven_snapshots_as_files(tmp_path, parts):
     "Study 2 keeps its generator every 300 of 3,300 epochs."
     train_gan(parts.train.positives, 11, bs=8, snapshots=11, keep_snapshots=True, folder=tmp_path, precision='float32')

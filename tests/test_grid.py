@@ -149,6 +149,7 @@ def test_one_part_fails_and_the_rest_goes_on(tmp_path, quick, capsys, monkeypatc
     assert 'wild' in (folder/'report'/'index.html').read_text()
 
 
+@pytest.mark.slow
 def test_exit_code_tells_a_failure(tmp_path, quick):
     "From the command, with a set whose generator saw strangers: the leak is caught in its cell."
     from gansynth.synthesis import Synthetic, export_set
@@ -258,6 +259,7 @@ def test_copies_are_a_finding_and_never_an_end(tmp_path):
     assert command('audit', folder).returncode == 1
 
 
+@pytest.mark.slow
 def test_the_images_of_a_study_can_be_exported(done, tmp_path):
     place, folder = done
     asked = ('export', folder, '--cache', place/'shelf', '--to', tmp_path/'out', '--n', 5)

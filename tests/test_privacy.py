@@ -109,6 +109,7 @@ def test_fresh_passes_with_its_power(seed):
     assert json.loads(json.dumps(r)) == r == audit(T, H, A, fresh, patients)
 
 
+@pytest.mark.slow
 def test_power_claims_what_it_finds(sets):
     "A replay of the claimed share, drawn anew, is found; an audit without the power to find a tenth never passes."
     T, H, A, fresh, patients = sets

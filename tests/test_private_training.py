@@ -160,6 +160,7 @@ def bits(gan): return {k: v.clone() for n, m in (('G', gan.generator), ('D', gan
 def same(a, b): return bits(a).keys() == bits(b).keys() and all(torch.equal(v, bits(b)[k]) for k, v in bits(a).items()) and a.hash == b.hash
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize('recipe', [dict(gan='lung_adam'), dict(gan='dcgan', ema=.9, n_critic=2, loss='hinge', augment='fixed', unit='image')])
 def test_goes_on_to_the_same_bits(data, tmp_path, recipe):
     options = QUICK | recipe

@@ -312,6 +312,7 @@ def test_f14_interrupted(tmp_path):
     assert load_json(record)['status'] == 'interrupted'
 
 
+@pytest.mark.slow
 def test_who_reads_may_stop_reading():
     p = subprocess.Popen([COMMAND, 'list', '--json'], cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=os.environ | {'PYTHONUNBUFFERED': '1'})
     p.stdout.close()

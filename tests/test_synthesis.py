@@ -268,6 +268,7 @@ def test_foreign_descent_is_refused(experiment):
     with pytest.raises(UserError, match='outside this training part'): select_images.arms(few.train, spare, replace(pool, trained_on=tuple(spare.ids)), 20, 3, pixels)
 
 
+@pytest.mark.slow
 def test_a_planted_oracle_beats_the_random_choice(experiment):
     "And a rule that is the random choice is equivalent to it; both with the intervals and verdicts of the script."
     few, spare, pool = experiment

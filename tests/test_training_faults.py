@@ -227,6 +227,7 @@ def start(folder, **kw):
                             preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL))      # also where the tests themselves were started with SIGINT ignored
 
 
+@pytest.mark.slow
 def test_f11_disk_full(two, data):
     before = {p.name: p.read_bytes() for p in two.glob('step-*')}
     p = start(two, before="signal.signal(signal.SIGXFSZ, signal.SIG_IGN); resource.setrlimit(resource.RLIMIT_FSIZE, (50_000, 50_000))")
@@ -257,6 +258,7 @@ def begun(folder, p):
     assert p.poll() is None, p.communicate()[1]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize('number,code', [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
 def test_f14_f15_a_polite_end(tmp_path, data, number, code):
     p = start(tmp_path, steps=1_000_000, every=.5)
@@ -344,6 +346,7 @@ gan_training.gan_step = held
 """
 
 
+@pytest.mark.slow
 def test_two_processes_in_one_folder(tmp_path, data):
     "The second waits, then finds the work done."
     folder, go = tmp_path/'gan', tmp_path/'go'

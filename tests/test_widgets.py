@@ -102,6 +102,7 @@ def test_each_answer_is_on_disk_and_reading_goes_on(tmp_path):
     with pytest.raises(UserError, match='other images'): readers(f, seed=1)
 
 
+@pytest.mark.slow
 def test_killed_in_the_middle(tmp_path):
     f = tmp_path/'me.csv'
     code = f'import os, signal, sys; sys.path.insert(0, {os.path.dirname(__file__)!r})\nfrom pathlib import Path; from test_widgets import readers\na = readers(Path({str(f)!r}))\nfor _ in range(3): a.answer("generated")\nos.kill(os.getpid(), signal.SIGKILL)'

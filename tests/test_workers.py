@@ -101,6 +101,7 @@ def test_f33_nothing_is_done_twice(tmp_path):
     assert log.read_text().split()[8:] == ['new']
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize('seed', range(4))
 def test_f14_interrupted_at_a_random_moment(tmp_path, undisturbed, study, seed):
     rng, shelf, log = random.Random(seed), tmp_path/'s', tmp_path/'log'
@@ -143,6 +144,7 @@ def trainings(start, tmp_path):
     return begin
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize('number, send', [(signal.SIGTERM, os.kill), (signal.SIGTERM, os.killpg), (signal.SIGINT, os.killpg)])
 def test_f15_running_tasks_save_their_state(tmp_path, trainings, number, send):
     """To the run alone, or to all its processes, as a terminal's Ctrl-C and a scheduler do. The run
@@ -166,6 +168,7 @@ def test_a_second_ctrl_c_ends_a_run_at_once(tmp_path, trainings):
     assert gone(workers) and not [*tmp_path.glob('saved?')]
 
 
+@pytest.mark.slow
 def test_the_grace_of_a_polite_end_is_limited(tmp_path, trainings):
     p, workers = trainings(saving=10**6, grace=2)
     p.send_signal(signal.SIGTERM)
@@ -214,6 +217,7 @@ def test_a_worker_that_somebody_terminates_costs_nobody_else(tmp_path):
     assert len({o.worker for o in out}) <= 2
 
 
+@pytest.mark.slow
 def test_killed_parent_leaves_nobody_and_the_next_call_goes_on(tmp_path, undisturbed, study):
     p = study(tmp_path, cells=dict(nap=10**6))
     def at_work(): return [f for f in tmp_path.glob('cell*.lock') if f.stat().st_size]
@@ -227,6 +231,7 @@ def test_killed_parent_leaves_nobody_and_the_next_call_goes_on(tmp_path, undistu
     assert said.count('taken over from pid') == 2 and not [*tmp_path.glob('.*')]
 
 
+@pytest.mark.slow
 def test_f29_two_at_once(tmp_path, undisturbed, study):
     "The second run leaves alone what the first works on, and does the rest."
     shelf, log, words, go = tmp_path/'s', tmp_path/'log', tmp_path/'words', tmp_path/'go'
@@ -348,6 +353,7 @@ def test_missing_library(tmp_path, monkeypatch):
     with pytest.raises(UserError, match=r'pip install gansynth\[ray\]'): run_all(t.grid(), t.do, Shelf(tmp_path), 2, 'ray')
 
 
+@pytest.mark.slow
 def test_2000_tasks_leave_the_memory_flat(tmp_path):
     def peak(n):
         tasks = [Task(f'k{i}', 'cell', f'cell {i}', args=dict(nap=0)) for i in range(n)]
