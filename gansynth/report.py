@@ -81,7 +81,7 @@ th,td{padding:.3rem .6rem;border-bottom:1px solid #ccc;text-align:left;vertical-
 CAPTIONS = {'curve_roc': 'ROC curves on the test part: thin for each seed, thick their mean.', 'curve_answers': 'Every answered question: difference in AUROC with its 95 % interval; in the grey band a difference does not matter.',
             'curve_test': 'The last run: ROC and confusion matrices at the threshold taken from validation.',
             'real': 'Images of the training part.', 'real_and_synthetic': 'Images of the positive class in the training part, and synthetic ones.', 'generated_history': 'The same noise while the generator learns.',
-            'curve_gan_losses': 'Losses of the generator and the discriminator.', 'curve_classifiers': 'Learning-rate finder and loss curves of the classifiers.', 'curve_threshold': 'Sensitivity and specificity on the validation part, against the threshold.', 'curve_probe': 'Can a simple reader tell synthetic images from real ones?'}
+            'curve_gan_losses': 'Losses of the generator and the discriminator.', 'curve_classifiers': 'Loss curves of the classifiers.', 'curve_threshold': 'Sensitivity and specificity on the validation part, against the threshold.', 'curve_probe': 'Can a simple reader tell synthetic images from real ones?'}
 
 GROUPS = 'AUROC in groups of the test part, mean over seeds [95 % interval over seeds and patients]. Of several groups one or two look different by chance: a difference is a question for the next study, not a finding of this one. Groups with fewer than ten patients of the rarer class have no number and are left out.'
 
