@@ -22,7 +22,7 @@ report: .venv/ready  ## run the study at profile quick and write report/index.ht
 	gansynth report
 
 test: .venv/ready    ## the quick part: chapters, front page and all tests that are not marked slow
-	@OMP_NUM_THREADS=1 $(QUIET) nbdev_test --n_workers 3 --do_print
+	@OMP_NUM_THREADS=1 $(QUIET) nbdev_test --n_workers 2 --do_print
 	OMP_NUM_THREADS=1 python -m pytest -q -n 2 --dist loadfile -m 'not slow' tests
 
 test-slow: .venv/ready ## the rest: simulations, kills, whole studies, other engines, the site, the browser
