@@ -58,10 +58,10 @@ def answer(study, preds, valid, thresholds, B=2000): # a description; prediction
     for arm, bases, missing in answerable(study, set(preds.arm)):
         if len(bases) > 1 and valid is None: raise UserError(f'{arm} has {len(bases)} opponents, but the runs wrote no valid_predictions.csv to choose from: run them again')
         base = bases[0] if len(bases) == 1 else choose_base(valid, bases)
-        if (arm, base) in rows: continue
+        if (arm, *bases) in rows: continue
         both = preds[preds.arm.isin([arm, base])]
         counted = contrast(both, arm, base, 'accuracy', B, thresholds=thresholds)
-        rows[arm, base] = contrast(both, arm, base, B=B) | dict(bases=' '.join(bases), not_run=' '.join(missing)) | {f'accuracy_{k}': counted[k] for k in ('difference', 'low', 'high', 'p')}
+        rows[(arm, *bases)] = contrast(both, arm, base, B=B) | dict(bases=' '.join(bases), not_run=' '.join(missing)) | {f'accuracy_{k}': counted[k] for k in ('difference', 'low', 'high', 'p')}
     return judged(rows.values())
 
 def judged(rows): # dicts as from `evaluation.contrast`
