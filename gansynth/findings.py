@@ -58,7 +58,7 @@ def tidy(table, name, by): # DataFrame, rows or None; its name in SCHEMA; column
 _APART = 'the probabilities separate the classes completely, or are all equal'
 _MISSING = dict(sensitivity_at_90_specificity='the validation part has fewer than 10 negatives', calibration_slope=_APART, calibration_intercept=_APART)
 
-def why_missing(metric, numbers): # name; its number in each run, [] = the constant answer
+def why_missing(metric, numbers): # name; its number in each run, [] = the constant predictor
     "Why there is no number: a sentence without its full stop, '' where there is one."
     lost = sum(bool(np.isnan(v)) for v in numbers)
     if not len(numbers): return 'cannot be estimated: the same answer for every image'

@@ -127,7 +127,8 @@ def tell(folder, record, design, splits, tasks, outcomes, shelf): # of the study
     names, reads = read_test_labels(design, splits, folder, ended) if ended else ({}, {})
     preds, rows, made = gather(tasks, shelf, names)
     found = Findings(design, preds, rows, made, failures(outcomes), {k: r['manifest'] for k, (r, _) in splits.items()}, words_of(design, splits))
-    for left in (folder/'tables').rglob('.*'): left.unlink()     # parts of files that a killed call left behind
+    for part in (folder/'tables').rglob('.[0-9]*.*'):            # what a killed call left of a file that it was writing
+        if part.is_file(): part.unlink()
     found.save(folder/'tables')
     count = {s: sum(o.status == s for o in outcomes) for s in ('found', 'done', 'failed', 'left out')}
     record |= dict(status='incomplete' if count['failed']+count['left out'] else 'ok', answer=as_json(found.answer), outcomes={k.replace(' ', '_'): v for k, v in count.items()})

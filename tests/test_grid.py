@@ -323,7 +323,11 @@ def test_a_step_that_breaks_after_the_trainings_is_told_and_alone_repeated(tmp_p
     assert told['status'] == 'failed' and told['error'] == 'RuntimeError: broken on purpose' and 'in breaks' in (folder/'failed.txt').read_text()
     assert len(Shelf(str(tmp_path/'shelf')).keys()) == 2
     with pytest.raises(UserError, match='not finished'): collect_study(folder, tmp_path/'out')
+    tables = folder/'tables'
+    (tables/'.ipynb_checkpoints').mkdir(parents=True)       # JupyterLab's, where a table was opened
+    (tables/'.4711.cells.csv').write_text('half a table')   # of a call that was killed while it wrote
     assert go() == folder and load_json(folder/'study.json')['status'] == 'ok' and not (folder/'failed.txt').exists()
+    assert (tables/'.ipynb_checkpoints').is_dir() and not (tables/'.4711.cells.csv').exists()
     assert outcomes(folder) == dict(found=2, done=0, failed=0, left_out=0) and reads(folder) == {'0': 1}
 
 
